@@ -1,0 +1,173 @@
+"""The configuration: one typed, frozen class; file < environment < flags; unknown keys fail.
+
+    natwork.toml                 [loop]\n step_s = 10
+    NATWORK_LOOP__STEP_S=10      two underscores between section and key
+    --set loop.step_s=10         on any command
+
+Every field has a default and a sentence; `docs/configuration.md` is generated from them and a test compares.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from natwork_ray.domain.decisions import Mode
+from natwork_ray.errors import ConfigError
+
+ENV_PREFIX = "NATWORK_"
+# Read by scripts and the command line directly, not part of the typed configuration.
+ENV_OTHER = frozenset({"NATWORK_CONFIG", "NATWORK_API_TOKEN"})
+
+
+class Section(BaseModel):
+    """Base of all sections: frozen, strict about unknown keys and about NaN."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True)
+
+
+class LoopConfig(Section):
+    """How the loop turns."""
+
+    mode: Mode = Field(Mode.OBSERVE, description="observe (recommend), approve (queue for a person) or act.")
+    step_s: float = Field(10.0, gt=0, le=3600, description="Seconds between telemetry samples and loop turns.")
+    window: int = Field(10, ge=4, le=360, description="Samples per window that the detector sees.")
+    commissioning_s: float = Field(3600.0, ge=60, description="Normal operation from which profiles are learnt.")
+    approval_lapse_s: float = Field(900.0, gt=0, description="A decision not approved by then lapses.")
+
+
+class AlarmConfig(Section):
+    """When a flagged window becomes an alarm."""
+
+    votes_needed: int = Field(2, ge=1, le=60, description="Flagged windows needed among the last `votes_of`.")
+    votes_of: int = Field(3, ge=1, le=60, description="Length of the vote.")
+    fast_score: float = Field(
+        0.98, ge=0, le=1, description="A single window with this stage 1 score and `fast_deviation` alarms at once."
+    )
+    fast_deviation: float = Field(8.0, ge=0, description="Robust standard deviations that the fast path asks for.")
+    cooldown_s: float = Field(300.0, ge=0, description="No second decision for a container within this time.")
+
+
+class SlaConfig(Section):
+    """The downtime budget of each CNF."""
+
+    availability: float = Field(0.9995, gt=0, lt=1, description="Agreed availability (D3.3 section 2.2).")
+    window_s: float = Field(
+        2_592_000.0, gt=0, description="Accounting window in seconds: 86400 day, 604800 week, 2592000 month."
+    )
+
+
+class HttpConfig(Section):
+    """The HTTP doors."""
+
+    host: str = Field("127.0.0.1", description="Address that Serve listens on; loopback unless told otherwise.")
+    port: int = Field(8000, ge=1, le=65535, description="Port that Serve listens on.")
+    max_body_bytes: int = Field(16_777_216, ge=1024, description="Larger request bodies are refused with 413.")
+
+
+class EmulationConfig(Section):
+    """The emulated testbed."""
+
+    scenario: str = Field("smart-city", description="Name of the scenario: see `natwork demo --help`.")
+    seed: int = Field(7, ge=0, le=2**32 - 1, description="Seed of everything random in the emulation.")
+    duration_s: float = Field(5400.0, gt=0, description="Length of a demo run on the virtual clock.")
+    speed: float = Field(10.0, gt=0, description="Virtual seconds per second of wall time under `natwork up`.")
+
+
+class Config(Section):
+    """The whole configuration."""
+
+    backend: Literal["emulated", "replay"] = Field(
+        "emulated", description="Which world the loop acts on. Real adapters join as they land (docs/d3.3.md)."
+    )
+    state_dir: Path = Field(
+        Path("~/.local/state/natwork"), description="Journal, keys, tokens and logs; created with mode 0700."
+    )
+    data_dir: Path | None = Field(None, description="Public data sets for evaluation; `natwork data` says where from.")
+    loop: LoopConfig = LoopConfig()
+    alarm: AlarmConfig = AlarmConfig()
+    sla: SlaConfig = SlaConfig()
+    http: HttpConfig = HttpConfig()
+    emulation: EmulationConfig = EmulationConfig()
+
+
+def load_config(
+    *,
+    file: Path | None = None,
+    environ: Mapping[str, str] | None = None,
+    flags: Mapping[str, Any] | None = None,
+) -> Config:
+    """Merge file, environment and flags (dotted keys), later ones winning, and check the result.
+
+    Raises:
+        ConfigError: unreadable file, unknown key, or value out of range; the message names the source and the key.
+    """
+    environ = os.environ if environ is None else environ
+    merged: dict[str, Any] = {}
+    path = file or (Path(environ["NATWORK_CONFIG"]) if environ.get("NATWORK_CONFIG") else None)
+    if path is not None:
+        for key, item in _flatten(_read_toml(path)):
+            _put(merged, key, item, source=str(path))
+    for name, text in environ.items():
+        if name.startswith(ENV_PREFIX) and name not in ENV_OTHER:
+            _put(merged, name[len(ENV_PREFIX) :].lower().replace("__", "."), text, source=name)
+    for key, item in (flags or {}).items():
+        if item is not None:
+            _put(merged, key, item, source=f"--set {key}")
+    try:
+        return Config.model_validate(merged)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise ConfigError(
+            f"configuration {key} = {first['input']!r}: {first['msg']}", hint="see docs/configuration.md for the range"
+        ) from error
+
+
+def known_keys() -> dict[str, Any]:
+    """Every dotted key with its pydantic field."""
+    keys: dict[str, Any] = {}
+    for name, field in Config.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
+            keys.update({f"{name}.{inner}": f for inner, f in field.annotation.model_fields.items()})
+        else:
+            keys[name] = field
+    return keys
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"cannot read configuration file {path}: {error}", hint="it must be a TOML file") from error
+
+
+def _flatten(table: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    flat: list[tuple[str, Any]] = []
+    for key, item in table.items():
+        if isinstance(item, Mapping):
+            flat += _flatten(item, f"{prefix}{key}.")
+        else:
+            flat.append((prefix + key, item))
+    return flat
+
+
+def _put(merged: dict[str, Any], key: str, item: Any, *, source: str) -> None:
+    keys = known_keys()
+    if key not in keys:
+        close = difflib.get_close_matches(key, keys, n=1)
+        raise ConfigError(
+            f"{source}: there is no configuration key {key!r}",
+            hint=f"did you mean {close[0]!r}?" if close else "docs/configuration.md lists them all",
+        )
+    section, _, inner = key.rpartition(".")
+    if section:
+        merged.setdefault(section, {})[inner] = item
+    else:
+        merged[inner] = item

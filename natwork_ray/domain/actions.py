@@ -1,0 +1,130 @@
+"""Instructions that the control loop gives, and the outcomes that come back.
+
+Every instruction carries an idempotency key. Whoever carries it out must answer the second delivery of a key with
+the outcome of the first, and must not act again.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from natwork_ray.domain.values import Backend, value
+
+
+class MigrationMethod(StrEnum):
+    """The four live migration methods of D3.3 section 2.1."""
+
+    COLD = "cold"
+    PRE_COPY = "pre-copy"
+    POST_COPY = "post-copy"
+    HYBRID = "hybrid"
+
+
+@value
+class Migrate:
+    """Move a running container to another node, keeping its address and its sessions."""
+
+    type: Literal["migrate"] = "migrate"
+    key: str
+    container: str
+    source: str
+    target: str
+    method: MigrationMethod
+
+
+@value
+class Scale:
+    """Set the number of replicas (horizontal scaling)."""
+
+    type: Literal["scale"] = "scale"
+    key: str
+    container: str
+    replicas: int
+
+
+@value
+class SetLimits:
+    """Set CPU and memory limits (vertical scaling). None leaves a limit as it is."""
+
+    type: Literal["set_limits"] = "set_limits"
+    key: str
+    container: str
+    cpu_limit_cores: float | None = None
+    memory_limit_bytes: float | None = None
+
+
+@value
+class Restart:
+    """Restart a container in place: clears leaked memory and stray processes, at the price of a short downtime."""
+
+    type: Literal["restart"] = "restart"
+    key: str
+    container: str
+
+
+@value
+class AddNode:
+    """Bring a spare node into service (cluster autoscaling), because `container` needs room."""
+
+    type: Literal["add_node"] = "add_node"
+    key: str
+    container: str
+
+
+@value
+class MeshRetry:
+    """Let the service mesh retry and balance requests around slow connections of a container."""
+
+    type: Literal["mesh_retry"] = "mesh_retry"
+    key: str
+    container: str
+    enabled: bool
+
+
+@value
+class BlockSource:
+    """Drop traffic from one source (CIDR) to a container at the node's firewall until `expires_at_s`."""
+
+    type: Literal["block_source"] = "block_source"
+    key: str
+    container: str
+    source: str
+    expires_at_s: float
+
+
+Instruction = Annotated[
+    Migrate | Scale | SetLimits | Restart | AddNode | MeshRetry | BlockSource, Field(discriminator="type")
+]
+
+# Node-local instructions go to the LiMi agent of the container's node, the others to the orchestrator.
+NODE_LOCAL: tuple[type, ...] = (Migrate, SetLimits, Restart, BlockSource)
+
+
+@value
+class Phase:
+    """One timed phase of an action."""
+
+    name: str
+    duration_s: float
+    transferred_bytes: float = 0.0
+
+
+@value
+class ActionOutcome:
+    """What came of an instruction.
+
+    `downtime_s` is what users of the container lost; it is charged to the quota. `error` is empty when `done`.
+    """
+
+    key: str
+    done: bool
+    started_at_s: float
+    finished_at_s: float
+    downtime_s: float
+    backend: Backend
+    detail: str
+    error: str = ""
+    phases: tuple[Phase, ...] = ()

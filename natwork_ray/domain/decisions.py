@@ -1,0 +1,80 @@
+"""Decisions: what was chosen, why, and what was not."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+from natwork_ray.domain.actions import Instruction
+from natwork_ray.domain.anomaly import AnomalyVerdict
+from natwork_ray.domain.values import value
+
+
+class Mode(StrEnum):
+    """How much the loop may do by itself."""
+
+    OBSERVE = "observe"  # recommend only
+    APPROVE = "approve"  # queue for a person
+    ACT = "act"
+
+
+class MitigationKind(StrEnum):
+    """Mitigations: both columns of D3.3 Table 4, moving target defence, and what remains for a person."""
+
+    HORIZONTAL_SCALE = "horizontal_scale"
+    VERTICAL_CPU = "vertical_cpu"
+    MEMORY_LIMIT_RESTART = "memory_limit_restart"
+    VERTICAL_MEMORY = "vertical_memory"
+    CLUSTER_SCALE = "cluster_scale"
+    CUSTOM_METRIC_SCALE = "custom_metric_scale"
+    PREDICTIVE_SCALE = "predictive_scale"
+    MESH_RETRY = "mesh_retry"
+    TOPOLOGY_MOVE = "topology_move"
+    MTD_MOVE = "mtd_move"
+    BLOCK_SOURCE = "block_source"
+    NOTIFY = "notify"
+    KEEP_WATCHING = "keep_watching"
+
+
+class DecisionStatus(StrEnum):
+    """Where a decision stands. `recommended`, `refused`, `lapsed`, `done`, `failed` and `noted` are final."""
+
+    RECOMMENDED = "recommended"
+    AWAITING_APPROVAL = "awaiting_approval"
+    ISSUED = "issued"
+    DONE = "done"
+    FAILED = "failed"
+    REFUSED = "refused"
+    LAPSED = "lapsed"
+    NOTED = "noted"  # nothing to carry out
+
+
+@value
+class Alternative:
+    """An option that was weighed. `utility` orders the feasible ones; `reason` says why it was not taken, or why."""
+
+    mitigation: MitigationKind
+    feasible: bool
+    utility: float
+    predicted_downtime_s: float
+    reason: str
+
+
+@value
+class Decision:
+    """One decision of the loop, complete enough to be audited by itself.
+
+    `predicted_downtime_s` is the 95th percentile; that much is reserved in the quota ledger.
+    `instructions` are what was, or would be, carried out.
+    """
+
+    id: str
+    at_s: float
+    container: str
+    mode: Mode
+    status: DecisionStatus
+    verdict: AnomalyVerdict
+    mitigation: MitigationKind
+    reason: str
+    predicted_downtime_s: float
+    instructions: tuple[Instruction, ...]
+    rejected: tuple[Alternative, ...]

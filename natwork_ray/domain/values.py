@@ -1,0 +1,69 @@
+"""What every domain value has in common: frozen, keyword-only, and strict at the border.
+
+`@value` makes a standard frozen dataclass. `encode` and `decode` are the only way in and out of JSON: unknown
+keys, wrong types, NaN and infinities are refused, so a hostile or outdated file cannot become a half-right value.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import cache
+from typing import Any, TypeVar, dataclass_transform
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from natwork_ray.errors import InputError
+
+T = TypeVar("T")
+
+_STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+
+@dataclass_transform(frozen_default=True, kw_only_default=True)
+def value(cls: type[T]) -> type[T]:
+    """Make `cls` a frozen, keyword-only dataclass with strict JSON decoding."""
+    cls.__pydantic_config__ = _STRICT  # type: ignore[attr-defined]
+    return dataclass(frozen=True, kw_only=True)(cls)
+
+
+@cache
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)
+
+
+def encode(item: object, kind: Any = None) -> bytes:
+    """JSON bytes of a value. `kind` names the union for a member of a tagged union (default: its own type)."""
+    return _adapter(kind or type(item)).dump_json(item)
+
+
+def plain(item: object, kind: Any = None) -> Any:
+    """The value as plain JSON types (dict, list, str, float, ...), for documents built from several values."""
+    return _adapter(kind or type(item)).dump_python(item, mode="json")
+
+
+def decode(kind: type[T] | Any, data: bytes | str) -> T:
+    """Parse JSON into `kind`, strictly.
+
+    Raises:
+        InputError: malformed JSON, unknown or missing keys, values of the wrong type or out of range.
+    """
+    try:
+        result: T = _adapter(kind).validate_json(data)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the document"
+        name = getattr(kind, "__name__", "value")
+        raise InputError(
+            f"not a valid {name}: {where}: {first['msg']}",
+            hint="compare with the schema in docs/ and send exactly these fields",
+        ) from error
+    return result
+
+
+class Backend(StrEnum):
+    """Where a figure, a record or an effect comes from. Every record says which."""
+
+    REAL = "real"
+    EMULATED = "emulated"
+    REPLAYED = "replayed"
