@@ -35,61 +35,74 @@ class Section(BaseModel):
 class LoopConfig(Section):
     """How the loop turns."""
 
-    mode: Mode = Field(Mode.OBSERVE, description="observe (recommend), approve (queue for a person) or act.")
-    step_s: float = Field(10.0, gt=0, le=3600, description="Seconds between telemetry samples and loop turns.")
-    window: int = Field(10, ge=4, le=360, description="Samples per window that the detector sees.")
-    commissioning_s: float = Field(3600.0, ge=60, description="Normal operation from which profiles are learnt.")
-    approval_lapse_s: float = Field(900.0, gt=0, description="A decision not approved by then lapses.")
+    mode: Mode = Field(default=Mode.OBSERVE, description="observe (recommend), approve (queue for a person) or act.")
+    step_s: float = Field(default=10.0, gt=0, le=3600, description="Seconds between telemetry samples and loop turns.")
+    window: int = Field(default=10, ge=4, le=360, description="Samples per window that the detector sees.")
+    commissioning_s: float = Field(
+        default=3600.0, ge=60, description="Normal operation from which profiles are learnt."
+    )
+    approval_lapse_s: float = Field(default=900.0, gt=0, description="A decision not approved by then lapses.")
 
 
 class AlarmConfig(Section):
     """When a flagged window becomes an alarm."""
 
-    votes_needed: int = Field(2, ge=1, le=60, description="Flagged windows needed among the last `votes_of`.")
-    votes_of: int = Field(3, ge=1, le=60, description="Length of the vote.")
+    votes_needed: int = Field(default=2, ge=1, le=60, description="Flagged windows needed among the last `votes_of`.")
+    votes_of: int = Field(default=3, ge=1, le=60, description="Length of the vote.")
     fast_score: float = Field(
-        0.98, ge=0, le=1, description="A single window with this stage 1 score and `fast_deviation` alarms at once."
+        default=0.98,
+        ge=0,
+        le=1,
+        description="A single window with this stage 1 score and `fast_deviation` alarms at once.",
     )
-    fast_deviation: float = Field(8.0, ge=0, description="Robust standard deviations that the fast path asks for.")
-    cooldown_s: float = Field(300.0, ge=0, description="No second decision for a container within this time.")
+    fast_deviation: float = Field(
+        default=8.0, ge=0, description="Robust standard deviations that the fast path asks for."
+    )
+    cooldown_s: float = Field(default=300.0, ge=0, description="No second decision for a container within this time.")
+    calm_s: float = Field(
+        default=900.0, gt=0, description="Resources that were added go back after this long without an alarm."
+    )
 
 
 class SlaConfig(Section):
     """The downtime budget of each CNF."""
 
-    availability: float = Field(0.9995, gt=0, lt=1, description="Agreed availability (D3.3 section 2.2).")
+    availability: float = Field(default=0.9995, gt=0, lt=1, description="Agreed availability (D3.3 section 2.2).")
     window_s: float = Field(
-        2_592_000.0, gt=0, description="Accounting window in seconds: 86400 day, 604800 week, 2592000 month."
+        default=2_592_000.0, gt=0, description="Accounting window in seconds: 86400 day, 604800 week, 2592000 month."
     )
 
 
 class HttpConfig(Section):
     """The HTTP doors."""
 
-    host: str = Field("127.0.0.1", description="Address that Serve listens on; loopback unless told otherwise.")
-    port: int = Field(8000, ge=1, le=65535, description="Port that Serve listens on.")
-    max_body_bytes: int = Field(16_777_216, ge=1024, description="Larger request bodies are refused with 413.")
+    host: str = Field(default="127.0.0.1", description="Address that Serve listens on; loopback unless told otherwise.")
+    port: int = Field(default=8000, ge=1, le=65535, description="Port that Serve listens on.")
+    max_body_bytes: int = Field(default=16_777_216, ge=1024, description="Larger request bodies are refused with 413.")
 
 
 class EmulationConfig(Section):
     """The emulated testbed."""
 
-    scenario: str = Field("smart-city", description="Name of the scenario: see `natwork demo --help`.")
-    seed: int = Field(7, ge=0, le=2**32 - 1, description="Seed of everything random in the emulation.")
-    duration_s: float = Field(5400.0, gt=0, description="Length of a demo run on the virtual clock.")
-    speed: float = Field(10.0, gt=0, description="Virtual seconds per second of wall time under `natwork up`.")
+    scenario: str = Field(default="smart-city", description="Name of the scenario: see `natwork demo --help`.")
+    seed: int = Field(default=7, ge=0, le=2**32 - 1, description="Seed of everything random in the emulation.")
+    duration_s: float = Field(default=5400.0, gt=0, description="Length of a demo run on the virtual clock.")
+    speed: float = Field(default=10.0, gt=0, description="Virtual seconds per second of wall time under `natwork up`.")
 
 
 class Config(Section):
     """The whole configuration."""
 
     backend: Literal["emulated", "replay"] = Field(
-        "emulated", description="Which world the loop acts on. Real adapters join as they land (docs/d3.3.md)."
+        default="emulated",
+        description="Which world the loop acts on. Real adapters join as they land (docs/d3.3.md).",
     )
     state_dir: Path = Field(
-        Path("~/.local/state/natwork"), description="Journal, keys, tokens and logs; created with mode 0700."
+        default=Path("~/.local/state/natwork"), description="Journal, keys, tokens and logs; created with mode 0700."
     )
-    data_dir: Path | None = Field(None, description="Public data sets for evaluation; `natwork data` says where from.")
+    data_dir: Path | None = Field(
+        default=None, description="Public data sets for evaluation; `natwork data` says where from."
+    )
     loop: LoopConfig = LoopConfig()
     alarm: AlarmConfig = AlarmConfig()
     sla: SlaConfig = SlaConfig()
@@ -126,7 +139,8 @@ def load_config(
         first = error.errors(include_url=False)[0]
         key = ".".join(str(part) for part in first["loc"])
         raise ConfigError(
-            f"configuration {key} = {first['input']!r}: {first['msg']}", hint="see docs/configuration.md for the range"
+            f"configuration {key} = {first['input']!r}: {first['msg']}",
+            hint="see docs/configuration.md for the range",
         ) from error
 
 

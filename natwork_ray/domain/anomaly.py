@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import field
 from enum import StrEnum
 
 from natwork_ray.domain.telemetry import FlowShare
@@ -41,6 +42,7 @@ class AnomalyVerdict:
         confidence: stage 2's probability of that class, 0 to 1.
         drivers: the metrics farthest from the profile, farthest first.
         flows: who sends the traffic, largest share first; empty where flows are not measured.
+        observed: the newest sample by metric name, SI units; metrics that were not measured are left out.
     """
 
     container: str
@@ -50,3 +52,4 @@ class AnomalyVerdict:
     confidence: float
     drivers: tuple[Driver, ...] = ()
     flows: tuple[FlowShare, ...] = ()
+    observed: dict[str, float] = field(default_factory=dict)

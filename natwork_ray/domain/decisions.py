@@ -32,6 +32,7 @@ class MitigationKind(StrEnum):
     MTD_MOVE = "mtd_move"
     BLOCK_SOURCE = "block_source"
     NOTIFY = "notify"
+    RELAX = "relax"  # give resources back once it is calm
     KEEP_WATCHING = "keep_watching"
 
 
@@ -63,6 +64,7 @@ class Alternative:
 class Decision:
     """One decision of the loop, complete enough to be audited by itself.
 
+    `verdict` is None for a decision that no alarm caused (resources given back after calm).
     `predicted_downtime_s` is the 95th percentile; that much is reserved in the quota ledger.
     `instructions` are what was, or would be, carried out.
     """
@@ -72,7 +74,7 @@ class Decision:
     container: str
     mode: Mode
     status: DecisionStatus
-    verdict: AnomalyVerdict
+    verdict: AnomalyVerdict | None
     mitigation: MitigationKind
     reason: str
     predicted_downtime_s: float

@@ -1,0 +1,172 @@
+"""One turn of the loop: sample, judge, decide, act, report.
+
+`LoopCycle` is written against four small Protocols, so the same turn runs in one process (benchmarks, tests) and across
+Ray actors (agents/supervisor.py). It keeps nothing that a restart would miss: what is under way is asked of the control
+service, and events carry ids made from time and key, so that a turn repeated after a crash changes nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import numpy as np
+
+from natwork_ray.control.events import Event, OutcomeReported, TopologyObserved, VerdictsReached
+from natwork_ray.control.service import Answer
+from natwork_ray.domain.actions import NODE_LOCAL, ActionOutcome, Instruction
+from natwork_ray.domain.anomaly import AnomalyKind, AnomalyVerdict
+from natwork_ray.domain.decisions import Decision
+from natwork_ray.domain.telemetry import METRICS, TelemetryWindow
+from natwork_ray.domain.topology import Topology
+from natwork_ray.errors import NotFoundError
+from natwork_ray.ports import Orchestrator, TelemetrySource
+
+# Kinds for which knowing the senders can change the decision.
+_FLOW_KINDS = frozenset({AnomalyKind.UNKNOWN, AnomalyKind.TRAFFIC_SPIKE, AnomalyKind.STEP_LOAD})
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What the detector says of one window: verdicts for flagged containers, and who could not be judged."""
+
+    verdicts: tuple[AnomalyVerdict, ...]
+    degraded: tuple[str, ...]
+
+
+class Judge(Protocol):
+    """The two-stage detector, wherever it runs."""
+
+    async def judge(self, window: TelemetryWindow) -> Judgement:
+        """Verdicts for the newest sample of every container of the window."""
+        ...
+
+
+class Control(Protocol):
+    """The control service, wherever it runs."""
+
+    async def submit(self, events: Sequence[Event]) -> tuple[Answer, ...]:
+        """Handle events durably."""
+        ...
+
+    async def outbox(self) -> tuple[Instruction, ...]:
+        """Instructions whose outcome is not known yet."""
+        ...
+
+
+class Hands(Protocol):
+    """Whoever carries instructions out: a node's LiMi agent, or the orchestrator's executor."""
+
+    async def execute(self, instruction: Instruction) -> ActionOutcome:
+        """Carry out, idempotently by key."""
+        ...
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What one turn brought."""
+
+    at_s: float
+    scanned: int
+    judgement: Judgement
+    decisions: tuple[Decision, ...]
+    outcomes: tuple[ActionOutcome, ...]
+
+
+class LoopCycle:
+    """Turns the loop against one world."""
+
+    def __init__(
+        self,
+        *,
+        telemetry: TelemetrySource,
+        judge: Judge,
+        control: Control,
+        orchestrator: Orchestrator,
+        node_hands: Mapping[str, Hands],
+        cluster_hands: Hands,
+        window_length: int,
+    ) -> None:
+        self._telemetry = telemetry
+        self._judge = judge
+        self._control = control
+        self._orchestrator = orchestrator
+        self._node_hands = node_hands
+        self._cluster_hands = cluster_hands
+        self._window_length = window_length
+
+    async def turn(self, at_s: float) -> Turn:
+        """Judge the windows that end at `at_s`, decide, and carry out what was issued."""
+        window = await self._telemetry.window(end_s=at_s, length=self._window_length)
+        judgement = await self._judge.judge(window)
+        verdicts = await self._with_evidence(window, judgement.verdicts, at_s)
+        judgement = replace(judgement, verdicts=verdicts)
+        event = VerdictsReached(
+            id=f"verdicts@{at_s:.3f}",
+            at_s=at_s,
+            scanned=len(window.containers) - len(judgement.degraded),
+            verdicts=verdicts,
+            degraded=judgement.degraded,
+        )
+        (answer,) = await self._control.submit((event,))
+        step = answer.unwrap()
+        # After a crash the answer may be "known" while its instructions still lie in the outbox.
+        pending = await self._control.outbox() if step.instructions or answer.known else ()
+        outcomes = await self.carry_out(pending, at_s)
+        return Turn(at_s, event.scanned, judgement, step.decisions, outcomes)
+
+    async def drain(self, at_s: float) -> tuple[ActionOutcome, ...]:
+        """Carry out whatever waits in the outbox: after a restart, or after an approval."""
+        return await self.carry_out(await self._control.outbox(), at_s)
+
+    async def carry_out(self, instructions: Sequence[Instruction], at_s: float) -> tuple[ActionOutcome, ...]:
+        """Deliver instructions, report their outcomes, and tell the loop what the world looks like afterwards."""
+        if not instructions:
+            return ()
+        topology = await self._orchestrator.topology()
+        outcomes = await asyncio.gather(*(self._hands(i, topology).execute(i) for i in instructions))
+        reports: list[Event] = [OutcomeReported(id=f"outcome:{o.key}", at_s=at_s, outcome=o) for o in outcomes]
+        after = await self._orchestrator.topology()
+        keys = "+".join(sorted(o.key for o in outcomes))
+        reports.append(TopologyObserved(id=f"topology:{keys}", at_s=at_s, topology=after))
+        for answer in await self._control.submit(reports):
+            answer.unwrap()
+        return tuple(outcomes)
+
+    def _hands(self, instruction: Instruction, topology: Topology) -> Hands:
+        if not isinstance(instruction, NODE_LOCAL):
+            return self._cluster_hands
+        container = topology.container(instruction.container)
+        # A migration belongs to its source node, also when it is delivered again after the container has moved.
+        node = getattr(instruction, "source", None) if instruction.type == "migrate" else None
+        node = node or (container.node if container else None)
+        if node is None or node not in self._node_hands:
+            raise NotFoundError(
+                f"no LiMi agent for {instruction.container} on node {node}",
+                hint="`natwork status` lists the agents",
+            )
+        return self._node_hands[node]
+
+    async def _with_evidence(
+        self, window: TelemetryWindow, verdicts: tuple[AnomalyVerdict, ...], at_s: float
+    ) -> tuple[AnomalyVerdict, ...]:
+        """Add the newest sample, and for kinds that traffic may explain, who sends it."""
+        if not verdicts:
+            return ()
+        asked = [v.container for v in verdicts if v.kind in _FLOW_KINDS]
+        flows = await self._telemetry.flows(asked, at_s=at_s) if asked else {}
+        row = {name: i for i, name in enumerate(window.containers)}
+        return tuple(
+            replace(
+                v,
+                flows=tuple(flows.get(v.container, ()))[:5],
+                observed={
+                    str(m): float(x)
+                    for m, x in zip(METRICS, window.values[row[v.container], -1], strict=True)
+                    if np.isfinite(x)
+                },
+            )
+            for v in verdicts
+        )

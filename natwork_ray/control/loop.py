@@ -1,0 +1,420 @@
+"""The control loop as a pure state machine: `handle(event) -> Step`, no I/O, no clock, no randomness.
+
+One pass (D3.3 figures 10 and 2): verdicts -> vote -> weighing -> decision -> instructions -> outcome -> record.
+A `Step` names what was decided, what has to be carried out and what has to be audited; the shell makes it durable
+before anything is carried out.
+
+Replay: the journal keeps each event together with the decisions it led to. A restart hands both back, and the
+planner is not asked again, so a better planner or predictor in a later version cannot rewrite history.
+
+Rules kept
+1. An event is either handled whole or refused whole: everything is checked before anything is changed.
+2. No instruction without a reservation in the quota ledger that covers its predicted 95th percentile.
+3. At most one decision per container under way, and none during its cool-down.
+4. Mode observe issues nothing; mode approve issues nothing without a person's word.
+5. Resources that were added are given back after calm.
+
+    >>> step = loop.handle(VerdictsReached(id="verdicts@120", at_s=120.0, scanned=12, verdicts=(...)))  # doctest: +SKIP
+    >>> step.instructions  # doctest: +SKIP
+    (Scale(key='d-000001/0', container='video-analytics', replicas=3),)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from natwork_ray.config import AlarmConfig
+from natwork_ray.control.alarms import Alarm, AlarmVote
+from natwork_ray.control.deciding import choose, relax, watch
+from natwork_ray.control.events import (
+    ApprovalAnswered,
+    Event,
+    ModeChanged,
+    OutcomeReported,
+    RunStarted,
+    TopologyObserved,
+    VerdictsReached,
+)
+from natwork_ray.control.fleet import Fleet
+from natwork_ray.control.planner import MovePredictor, Situation
+from natwork_ray.control.quota import QuotaLedger
+from natwork_ray.domain.actions import ActionOutcome, Instruction, MeshRetry
+from natwork_ray.domain.anomaly import AnomalyKind
+from natwork_ray.domain.auditing import AuditKind, AuditRecord
+from natwork_ray.domain.decisions import Decision, DecisionStatus, MitigationKind, Mode
+from natwork_ray.domain.status import LoopStatus
+from natwork_ray.domain.telemetry import Metric
+from natwork_ray.domain.values import plain
+from natwork_ray.errors import ConflictError, NotFoundError, QuotaError
+
+TRIED_S = 1800.0  # how long a mitigation that did not last counts against itself
+
+_APPLICATION_METRICS = {
+    Metric.LATENCY_P50,
+    Metric.LATENCY_P90,
+    Metric.LATENCY_P99,
+    Metric.THROUGHPUT,
+    Metric.ERRORS,
+}
+
+
+@dataclass(frozen=True)
+class Step:
+    """What handling one event led to. `decisions` are new or changed ones, in their newest form."""
+
+    decisions: tuple[Decision, ...] = ()
+    instructions: tuple[Instruction, ...] = ()
+    records: tuple[AuditRecord, ...] = ()
+
+
+class ControlLoop:
+    """The state and its transitions. Built empty; the first event is `RunStarted`."""
+
+    def __init__(self, predict_move: MovePredictor) -> None:
+        self._predict_move = predict_move
+        self._run: RunStarted | None = None
+        self._turn = 0
+        self._at_s = 0.0
+        self._windows = 0
+        self._flagged = 0
+        self._alarms = 0
+        self._degraded: tuple[str, ...] = ()
+        self._votes: dict[str, AlarmVote] = {}
+        self._last_alarm_s: dict[str, float] = {}
+        self._quiet_until_s: dict[str, float] = {}
+        self._tried: dict[tuple[str, AnomalyKind], dict[MitigationKind, float]] = {}
+        self._retrying: set[str] = set()
+        self._decisions: dict[str, Decision] = {}
+        self._awaiting: dict[str, Decision] = {}
+        self._pending: dict[str, tuple[str, Instruction]] = {}
+        self._outcomes: dict[str, ActionOutcome] = {}
+        self._counts = {DecisionStatus.DONE: 0, DecisionStatus.FAILED: 0}
+
+    @property
+    def started(self) -> bool:
+        """Whether the loop has charge of a world."""
+        return self._run is not None
+
+    @property
+    def at_s(self) -> float:
+        """Time of the newest event on the backend's clock."""
+        return self._at_s
+
+    def outbox(self) -> tuple[Instruction, ...]:
+        """Instructions issued and not yet reported, in the order of issue."""
+        return tuple(instruction for _, instruction in self._pending.values())
+
+    def outcomes(self) -> tuple[ActionOutcome, ...]:
+        """Every outcome reported, oldest first."""
+        return tuple(self._outcomes.values())
+
+    def decisions(self) -> tuple[Decision, ...]:
+        """Every decision in its newest form, oldest first."""
+        return tuple(self._decisions.values())
+
+    def decision(self, decision_id: str) -> Decision:
+        """One decision.
+
+        Raises:
+            NotFoundError: no such decision.
+        """
+        try:
+            return self._decisions[decision_id]
+        except KeyError:
+            raise NotFoundError(
+                f"there is no decision {decision_id!r}", hint="`natwork decisions` lists them"
+            ) from None
+
+    def status(self) -> LoopStatus:
+        """The loop at this moment.
+
+        Raises:
+            ConflictError: no run was started.
+        """
+        run = self._started()
+        quota = tuple(self._ledger.account(c.name, at_s=self._at_s) for c in self._fleet.topology.containers)
+        return LoopStatus(
+            backend=run.backend,
+            scenario=run.scenario,
+            seed=run.seed,
+            mode=self._mode,
+            at_s=self._at_s,
+            turns=self._turn,
+            windows=self._windows,
+            flagged=self._flagged,
+            alarms=self._alarms,
+            decisions=len(self._decisions),
+            awaiting_approval=len(self._awaiting),
+            under_way=len(self._pending),
+            done=self._counts[DecisionStatus.DONE],
+            failed=self._counts[DecisionStatus.FAILED],
+            quota_violations=sum(a.violations for a in quota),
+            degraded=self._degraded,
+            topology=self._fleet.topology,
+            quota=quota,
+        )
+
+    def handle(self, event: Event, *, decided: Sequence[Decision] | None = None) -> Step:
+        """Take one event in.
+
+        Args:
+            event: what happened.
+            decided: on replay, the decisions that this event led to when it was first handled.
+
+        Raises:
+            ConflictError, NotFoundError, QuotaError: the event does not fit the state; nothing was changed.
+        """
+        match event:
+            case RunStarted():
+                step = self._run_started(event)
+            case VerdictsReached():
+                self._started()
+                step = self._verdicts(event, decided)
+            case TopologyObserved():
+                self._started()
+                self._fleet.observe(event.topology)
+                step = Step()
+            case OutcomeReported():
+                self._started()
+                step = self._outcome(event)
+            case ApprovalAnswered():
+                self._started()
+                step = self._approval(event)
+            case ModeChanged():
+                self._started()
+                step = self._mode_changed(event)
+        self._at_s = max(self._at_s, event.at_s)
+        return step
+
+    def _started(self) -> RunStarted:
+        if self._run is None:
+            raise ConflictError("the loop has charge of no world yet", hint="`natwork up` or `natwork demo` starts one")
+        return self._run
+
+    def _run_started(self, event: RunStarted) -> Step:
+        if self._pending:
+            raise ConflictError(
+                f"{len(self._pending)} instructions of the run before are under way",
+                hint="let them be reported before a new run takes over",
+            )
+        if self._run is None or self._run.sla != event.sla:
+            self._ledger = QuotaLedger(availability=event.sla.availability, window_s=event.sla.window_s)
+        self._run, self._mode = event, event.mode
+        self._fleet = Fleet(event.topology)
+        body = {
+            "run": event.id,
+            "backend": event.backend,
+            "mode": event.mode,
+            "scenario": event.scenario,
+            "seed": event.seed,
+            "containers": len(event.topology.containers),
+            "nodes": len(event.topology.nodes),
+            "quota_s": round(self._ledger.budget_s, 3),
+        }
+        return Step(records=(_record(event.at_s, AuditKind.RUN, event.scenario, body),))
+
+    def _mode_changed(self, event: ModeChanged) -> Step:
+        before, self._mode = self._mode, event.mode
+        body = {"before": before, "after": event.mode, "by": event.by}
+        return Step(records=(_record(event.at_s, AuditKind.MODE, "loop", body),))
+
+    def _verdicts(self, event: VerdictsReached, decided: Sequence[Decision] | None) -> Step:
+        for verdict in event.verdicts:
+            self._fleet.container(verdict.container)
+        self._turn += 1
+        self._windows += event.scanned
+        self._flagged += len(event.verdicts)
+        self._degraded = event.degraded
+        records = [_record(v.at_s, AuditKind.VERDICT, v.container, plain(v)) for v in event.verdicts]
+        lapsed = self._lapse(event.at_s)
+        alarms = self._vote(event)
+        if decided is None:
+            fresh = self._decide(alarms, event.at_s)
+            fresh += self._relax(event.at_s, fresh)
+        else:
+            fresh = [d for d in decided if d.id not in self._decisions]
+        issued: list[Instruction] = []
+        taken: list[Decision] = []
+        for decision in fresh:
+            records.append(_record(event.at_s, AuditKind.DECISION, decision.container, plain(decision)))
+            taken.append(decision)
+            self._remember(decision)
+            self._quiet_until_s[decision.container] = event.at_s + self._settings.cooldown_s
+            if decision.status is DecisionStatus.ISSUED:
+                instructions, more = self._issue(decision, event.at_s)
+                issued += instructions
+                records += more
+        records += [_record(event.at_s, AuditKind.DECISION, d.container, plain(d)) for d in lapsed]
+        return Step(tuple(lapsed + taken), tuple(issued), tuple(records))
+
+    def _outcome(self, event: OutcomeReported) -> Step:
+        outcome = event.outcome
+        if outcome.key not in self._pending:
+            raise ConflictError(
+                f"no instruction {outcome.key!r} is under way", hint="it was reported before, or never issued"
+            )
+        decision_id, instruction = self._pending.pop(outcome.key)
+        self._outcomes[outcome.key] = outcome
+        self._ledger.settle(outcome.key, outcome.downtime_s, at_s=event.at_s)
+        self._fleet.end(outcome.key)
+        if isinstance(instruction, MeshRetry) and outcome.done:
+            (self._retrying.add if instruction.enabled else self._retrying.discard)(instruction.container)
+        decision = self._decisions[decision_id]
+        failed = not outcome.done or decision.status is DecisionStatus.FAILED
+        if failed:
+            decision = replace(decision, status=DecisionStatus.FAILED)
+        elif not any(d == decision_id for d, _ in self._pending.values()):
+            decision = replace(decision, status=DecisionStatus.DONE)
+        changed = decision is not self._decisions[decision_id]
+        if changed:
+            self._remember(decision)
+            self._counts[decision.status] += 1
+        quiet = max(event.at_s, outcome.finished_at_s) + self._settings.cooldown_s
+        self._quiet_until_s[decision.container] = max(self._quiet_until_s.get(decision.container, 0.0), quiet)
+        if decision.verdict is not None:
+            tried = self._tried.setdefault((decision.container, decision.verdict.kind), {})
+            tried[decision.mitigation] = event.at_s
+        account = self._ledger.account(decision.container, at_s=event.at_s)
+        body = {"decision": decision_id, "outcome": plain(outcome), "quota": plain(account)}
+        records = (_record(event.at_s, AuditKind.OUTCOME, decision.container, body),)
+        return Step((decision,) if changed else (), (), records)
+
+    def _approval(self, event: ApprovalAnswered) -> Step:
+        decision = self.decision(event.decision)
+        if decision.status is not DecisionStatus.AWAITING_APPROVAL:
+            raise ConflictError(
+                f"decision {decision.id} is {decision.status}, it awaits no approval",
+                hint="`natwork decisions --status awaiting_approval` lists those that do",
+            )
+        if event.granted and self._mode is Mode.OBSERVE:
+            raise ConflictError("the loop only observes now", hint="set the mode to approve or act first")
+        if event.granted:
+            left = self._ledger.account(decision.container, at_s=event.at_s).left_s
+            if decision.predicted_downtime_s > left:
+                raise QuotaError(
+                    f"{decision.id} may cost {decision.predicted_downtime_s:.2f} s, {left:.2f} s of quota are left",
+                    hint="refuse it, or wait for the next quota window",
+                )
+            if self._fleet.busy(decision.container):
+                raise ConflictError(
+                    f"an action on {decision.container} is under way", hint="approve again when it has ended"
+                )
+        status = DecisionStatus.ISSUED if event.granted else DecisionStatus.REFUSED
+        decision = replace(decision, status=status)
+        self._remember(decision)
+        body = {"decision": decision.id, "granted": event.granted, "by": event.by, "note": event.note}
+        records = [_record(event.at_s, AuditKind.APPROVAL, decision.container, body)]
+        instructions: list[Instruction] = []
+        if event.granted:
+            instructions, more = self._issue(decision, event.at_s)
+            records += more
+        return Step((decision,), tuple(instructions), tuple(records))
+
+    @property
+    def _settings(self) -> AlarmConfig:
+        return self._started().alarm
+
+    def _vote(self, event: VerdictsReached) -> dict[str, Alarm]:
+        alarms: dict[str, Alarm] = {}
+        for verdict in event.verdicts:
+            vote = self._votes.setdefault(verdict.container, AlarmVote())
+            kind = vote.add(self._turn, verdict, self._settings)
+            if kind is not None:
+                alarms[verdict.container] = Alarm(kind, verdict)
+                self._last_alarm_s[verdict.container] = event.at_s
+        self._alarms += len(alarms)
+        for name in [n for n, v in self._votes.items() if v.idle(self._turn, self._settings)]:
+            del self._votes[name]
+        return alarms
+
+    def _decide(self, alarms: dict[str, Alarm], at_s: float) -> list[Decision]:
+        made: list[Decision] = []
+        for name, alarm in alarms.items():
+            if not self._free(name, at_s):
+                continue
+            culprit = self._slow_callee(name, alarm, at_s)
+            if culprit is not None:
+                made.append(watch(self._next_id(made), alarm, culprit, at_s, self._mode))
+                continue
+            tried = self._tried.get((name, alarm.kind), {})
+            situation = Situation(
+                kind=alarm.kind,
+                verdict=alarm.verdict,
+                container=self._fleet.container(name),
+                fleet=self._fleet,
+                quota_left_s=self._ledger.account(name, at_s=at_s).left_s,
+                tried=frozenset(m for m, when in tried.items() if when >= at_s - TRIED_S),
+                at_s=at_s,
+                key=self._next_id(made),
+            )
+            made.append(choose(situation, self._mode, self._predict_move))
+        return made
+
+    def _free(self, name: str, at_s: float) -> bool:
+        waiting = any(d.container == name for d in self._awaiting.values())
+        return at_s >= self._quiet_until_s.get(name, 0.0) and not self._fleet.busy(name) and not waiting
+
+    def _next_id(self, made: Sequence[Decision]) -> str:
+        return f"d-{len(self._decisions) + len(made) + 1:06d}"
+
+    def _slow_callee(self, name: str, alarm: Alarm, at_s: float) -> str | None:
+        """A container that this one calls, in alarm itself, when only application metrics of this one are off."""
+        if not alarm.verdict.drivers or alarm.verdict.drivers[0].metric not in _APPLICATION_METRICS:
+            return None
+        recent = at_s - self._settings.cooldown_s
+        return next(
+            (c for c in self._fleet.container(name).depends_on if self._last_alarm_s.get(c, -1.0) >= max(recent, 0.0)),
+            None,
+        )
+
+    def _relax(self, at_s: float, already: Sequence[Decision]) -> list[Decision]:
+        made: list[Decision] = []
+        if self._mode is Mode.OBSERVE:
+            return made  # nothing was added, so there is nothing to give back
+        for container in self._fleet.topology.containers:
+            calm_since = self._last_alarm_s.get(container.name)
+            if calm_since is None or at_s - calm_since < self._settings.calm_s or not self._free(container.name, at_s):
+                continue
+            decision = relax(
+                self._next_id((*already, *made)),
+                container,
+                self._fleet.original(container.name),
+                retrying=container.name in self._retrying,
+                calm_s=at_s - calm_since,
+                at_s=at_s,
+                mode=self._mode,
+            )
+            if decision is not None:
+                made.append(decision)
+        return made
+
+    def _issue(self, decision: Decision, at_s: float) -> tuple[list[Instruction], list[AuditRecord]]:
+        """Reserve and put into the outbox. The whole predicted downtime is promised to the first instruction."""
+        records = []
+        for number, instruction in enumerate(decision.instructions):
+            seconds = decision.predicted_downtime_s if number == 0 else 0.0
+            self._ledger.reserve(decision.container, instruction.key, seconds, at_s=at_s)
+            self._pending[instruction.key] = (decision.id, instruction)
+            self._fleet.begin(instruction)
+            records.append(_record(at_s, AuditKind.INSTRUCTION, decision.container, plain(instruction)))
+        return list(decision.instructions), records
+
+    def _lapse(self, at_s: float) -> list[Decision]:
+        oldest = at_s - self._started().approval_lapse_s
+        lapsed = [replace(d, status=DecisionStatus.LAPSED) for d in self._awaiting.values() if d.at_s < oldest]
+        for decision in lapsed:
+            self._remember(decision)
+        return lapsed
+
+    def _remember(self, decision: Decision) -> None:
+        self._decisions[decision.id] = decision
+        if decision.status is DecisionStatus.AWAITING_APPROVAL:
+            self._awaiting[decision.id] = decision
+        else:
+            self._awaiting.pop(decision.id, None)
+
+
+def _record(at_s: float, kind: AuditKind, subject: str, body: dict[str, Any]) -> AuditRecord:
+    return AuditRecord(at_s=at_s, kind=kind, subject=subject, body=body)
