@@ -1,0 +1,72 @@
+"""What the doors (HTTP, command line) may ask of the control service, wherever it runs.
+
+`DirectControl` answers in one process; `agents.control.ControlClient` answers across Ray with the same words.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from natwork_ray.audit.log import AuditEntry
+from natwork_ray.control.events import Event
+from natwork_ray.control.service import Answer
+from natwork_ray.domain.actions import ActionOutcome, Instruction
+from natwork_ray.domain.decisions import Decision
+from natwork_ray.domain.status import LoopStatus
+
+
+class ControlApi(Protocol):
+    """Reading and feeding the loop. Every coroutine may raise TimedOutError while the service restarts."""
+
+    async def submit(self, events: Sequence[Event]) -> tuple[Answer, ...]:
+        """Handle events durably, in order; an id that was committed before is answered as known."""
+        ...
+
+    async def outbox(self) -> tuple[Instruction, ...]:
+        """Instructions whose outcome is not known yet."""
+        ...
+
+    async def status(self) -> LoopStatus:
+        """The loop at this moment; ConflictError when no run was started."""
+        ...
+
+    async def decisions(self) -> tuple[Decision, ...]:
+        """Every decision in its newest form, oldest first."""
+        ...
+
+    async def decision(self, decision_id: str) -> Decision:
+        """One decision; NotFoundError when there is none of that id."""
+        ...
+
+    async def outcomes(self) -> tuple[ActionOutcome, ...]:
+        """Every outcome reported, oldest first."""
+        ...
+
+    async def audit_size(self) -> int:
+        """Number of entries in the audit log."""
+        ...
+
+    async def audit_entries(self, start: int, limit: int) -> tuple[AuditEntry, ...]:
+        """Entries from `start` on, at most `limit`."""
+        ...
+
+    async def audit_entry(self, seq: int) -> AuditEntry:
+        """One entry; NotFoundError when there is none of that number."""
+        ...
+
+    async def audit_checkpoint(self) -> bytes:
+        """The newest signed checkpoint note."""
+        ...
+
+    async def audit_verifier_key(self) -> str:
+        """The public key in signed-note form."""
+        ...
+
+    async def audit_inclusion(self, seq: int, size: int) -> tuple[bytes, ...]:
+        """Inclusion proof of an entry in the tree of `size` entries."""
+        ...
+
+    async def audit_consistency(self, old_size: int, size: int) -> tuple[bytes, ...]:
+        """Consistency proof between two sizes."""
+        ...
