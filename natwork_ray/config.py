@@ -13,10 +13,12 @@ import difflib
 import os
 import tomllib
 from collections.abc import Mapping
+from enum import StrEnum
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic.fields import FieldInfo
 
 from natwork_ray.domain.decisions import Mode
 from natwork_ray.errors import ConfigError
@@ -62,6 +64,12 @@ class AlarmConfig(Section):
     calm_s: float = Field(
         default=900.0, gt=0, description="Resources that were added go back after this long without an alarm."
     )
+
+    @model_validator(mode="after")
+    def _vote_can_be_reached(self) -> Self:
+        if self.votes_needed > self.votes_of:
+            raise ValueError(f"votes_needed = {self.votes_needed} can never be reached in votes_of = {self.votes_of}")
+        return self
 
 
 class SlaConfig(Section):
@@ -110,6 +118,9 @@ class Config(Section):
     emulation: EmulationConfig = EmulationConfig()
 
 
+_SECTIONS = frozenset(n for n, f in Config.model_fields.items() if isinstance(f.default, Section))
+
+
 def load_config(
     *,
     file: Path | None = None,
@@ -118,41 +129,67 @@ def load_config(
 ) -> Config:
     """Merge file, environment and flags (dotted keys), later ones winning, and check the result.
 
+    An environment variable that is empty counts as not set.
+
     Raises:
         ConfigError: unreadable file, unknown key, or value out of range; the message names the source and the key.
     """
     environ = os.environ if environ is None else environ
     merged: dict[str, Any] = {}
+    sources: dict[str, str] = {}
     path = file or (Path(environ["NATWORK_CONFIG"]) if environ.get("NATWORK_CONFIG") else None)
     if path is not None:
         for key, item in _flatten(_read_toml(path)):
-            _put(merged, key, item, source=str(path))
+            _put(merged, sources, key, item, source=str(path))
     for name, text in environ.items():
         if name.startswith(ENV_PREFIX) and name not in ENV_OTHER:
-            _put(merged, name[len(ENV_PREFIX) :].lower().replace("__", "."), text, source=name)
+            _put(merged, sources, name[len(ENV_PREFIX) :].lower().replace("__", "."), text or None, source=name)
     for key, item in (flags or {}).items():
-        if item is not None:
-            _put(merged, key, item, source=f"--set {key}")
+        _put(merged, sources, key, item, source=f"--set {key}")
     try:
         return Config.model_validate(merged)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         key = ".".join(str(part) for part in first["loc"])
+        source = sources.get(key) or ", ".join(sorted({s for k, s in sources.items() if k.startswith(f"{key}.")}))
         raise ConfigError(
-            f"configuration {key} = {first['input']!r}: {first['msg']}",
+            f"{source}: {key} = {first['input']!r}: {first['msg']}",
             hint="see docs/configuration.md for the range",
         ) from error
 
 
-def known_keys() -> dict[str, Any]:
+def known_keys() -> dict[str, FieldInfo]:
     """Every dotted key with its pydantic field."""
-    keys: dict[str, Any] = {}
+    keys: dict[str, FieldInfo] = {}
     for name, field in Config.model_fields.items():
         if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
             keys.update({f"{name}.{inner}": f for inner, f in field.annotation.model_fields.items()})
         else:
             keys[name] = field
     return keys
+
+
+def configuration_table() -> str:
+    """Markdown table of every key: default, range, environment variable and meaning. docs/configuration.md holds it."""
+    rows = ["| Key | Default | Allowed | Environment variable | Meaning |", "|---|---|---|---|---|"]
+    for key, field in known_keys().items():
+        default = "none" if field.default is None else f"`{field.default}`"
+        variable = ENV_PREFIX + key.upper().replace(".", "__")
+        rows.append(f"| `{key}` | {default} | {_allowed(field)} | `{variable}` | {field.description} |")
+    return "\n".join(rows) + "\n"
+
+
+def _allowed(field: FieldInfo) -> str:
+    kind = field.annotation
+    if isinstance(kind, type) and issubclass(kind, StrEnum):
+        return ", ".join(f"`{member}`" for member in kind)
+    options = [a for a in get_args(kind) if isinstance(a, str)]
+    if options:
+        return ", ".join(f"`{option}`" for option in options)
+    signs = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
+    bounds = [f"{signs[n]} {getattr(m, n)}" for m in field.metadata for n in signs if hasattr(m, n)]
+    name = "integer" if kind is int else "number" if kind is float else "text" if kind is str else "path"
+    return ", ".join([name, *bounds])
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
@@ -165,14 +202,14 @@ def _read_toml(path: Path) -> dict[str, Any]:
 def _flatten(table: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
     flat: list[tuple[str, Any]] = []
     for key, item in table.items():
-        if isinstance(item, Mapping):
+        if isinstance(item, Mapping) and (item or f"{prefix}{key}" in _SECTIONS):
             flat += _flatten(item, f"{prefix}{key}.")
         else:
             flat.append((prefix + key, item))
     return flat
 
 
-def _put(merged: dict[str, Any], key: str, item: Any, *, source: str) -> None:
+def _put(merged: dict[str, Any], sources: dict[str, str], key: str, item: Any, *, source: str) -> None:
     keys = known_keys()
     if key not in keys:
         close = difflib.get_close_matches(key, keys, n=1)
@@ -180,6 +217,11 @@ def _put(merged: dict[str, Any], key: str, item: Any, *, source: str) -> None:
             f"{source}: there is no configuration key {key!r}",
             hint=f"did you mean {close[0]!r}?" if close else "docs/configuration.md lists them all",
         )
+    if item is None:
+        return
+    if isinstance(item, bool):  # would pass for the number 1 or 0; no key is a truth value
+        raise ConfigError(f"{source}: {key} = {item}", hint="see docs/configuration.md for what it takes")
+    sources[key] = source
     section, _, inner = key.rpartition(".")
     if section:
         merged.setdefault(section, {})[inner] = item

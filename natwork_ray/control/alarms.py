@@ -38,18 +38,19 @@ class AlarmVote:
     def add(self, turn: int, verdict: AnomalyVerdict, settings: AlarmConfig) -> AnomalyKind | None:
         """Count a verdict reached in `turn`; the kind to act upon when it makes an alarm, else None.
 
-        The kind is the majority among the votes, the newest one deciding a tie.
+        The kind is the majority among the votes, the newest one deciding a tie; a window that alarms on the fast path
+        before the votes suffice speaks for itself.
         """
         if verdict.kind is AnomalyKind.FALSE_POSITIVE:
             return None
         self._flags.append((turn, verdict.kind))
         self._forget(turn, settings)
         kinds = [kind for _, kind in self._flags]
-        if len(kinds) >= settings.votes_needed or beyond_doubt(verdict, settings):
+        if len(kinds) >= settings.votes_needed:
             counts = Counter(kinds)
             most = max(counts.values())
             return next(kind for kind in reversed(kinds) if counts[kind] == most)
-        return None
+        return verdict.kind if beyond_doubt(verdict, settings) else None
 
     def idle(self, turn: int, settings: AlarmConfig) -> bool:
         """Whether no vote is left that could still count, so that this state may be dropped."""

@@ -1,6 +1,7 @@
 """What the doors (HTTP, command line) may ask of the control service, wherever it runs.
 
-`DirectControl` answers in one process; `agents.control.ControlClient` answers across Ray with the same words.
+`control.direct.DirectControl` answers in one process; `agents.control.ControlClient` answers across Ray, with the
+same words.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from natwork_ray.audit.log import AuditEntry
+from natwork_ray.audit.proofs import ConsistencyProof, InclusionProof
 from natwork_ray.control.events import Event
 from natwork_ray.control.service import Answer
 from natwork_ray.domain.actions import ActionOutcome, Instruction
@@ -63,10 +65,10 @@ class ControlApi(Protocol):
         """The public key in signed-note form."""
         ...
 
-    async def audit_inclusion(self, seq: int, size: int) -> tuple[bytes, ...]:
-        """Inclusion proof of an entry in the tree of `size` entries."""
+    async def audit_inclusion(self, seq: int) -> InclusionProof:
+        """Inclusion proof of an entry, with the signed checkpoint that it leads to."""
         ...
 
-    async def audit_consistency(self, old_size: int, size: int) -> tuple[bytes, ...]:
-        """Consistency proof between two sizes."""
+    async def audit_consistency(self, old_size: int) -> ConsistencyProof:
+        """Proof that the log extends its first `old_size` entries, with the signed checkpoint."""
         ...

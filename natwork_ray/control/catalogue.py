@@ -122,3 +122,14 @@ CATALOGUE: dict[AnomalyKind, tuple[CatalogueEntry, ...]] = {
         ),
     ),
 }
+
+
+def catalogue_table() -> str:
+    """Markdown table of the whole catalogue. docs/mitigations.md holds it."""
+    rows = ["| Anomaly | Mitigation | Benefit | What it does | D3.3 Table 4 |", "|---|---|---|---|---|"]
+    rows += [
+        f"| `{kind}` | `{e.mitigation}` | {e.benefit:.2f} | {e.effect} | {e.table_4 or 'beyond it'} |"
+        for kind, entries in CATALOGUE.items()
+        for e in entries
+    ]
+    return "\n".join(rows) + "\n"

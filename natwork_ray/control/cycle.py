@@ -111,10 +111,11 @@ class LoopCycle:
             degraded=judgement.degraded,
         )
         (answer,) = await self._control.submit((event,))
+        if isinstance(answer.error, NotFoundError):
+            answer = await self._with_fresh_topology(event)
         step = answer.unwrap()
-        # After a crash the answer may be "known" while its instructions still lie in the outbox.
-        pending = await self._control.outbox() if step.instructions or answer.known else ()
-        outcomes = await self.carry_out(pending, at_s)
+        # Always asked: what a crash, an agent that was away or a person's approval left there is delivered now.
+        outcomes = await self.carry_out(await self._control.outbox(), at_s)
         return Turn(at_s, event.scanned, judgement, step.decisions, outcomes)
 
     async def drain(self, at_s: float) -> tuple[ActionOutcome, ...]:
@@ -122,18 +123,41 @@ class LoopCycle:
         return await self.carry_out(await self._control.outbox(), at_s)
 
     async def carry_out(self, instructions: Sequence[Instruction], at_s: float) -> tuple[ActionOutcome, ...]:
-        """Deliver instructions, report their outcomes, and tell the loop what the world looks like afterwards."""
+        """Deliver instructions, report their outcomes, and tell the loop what the world looks like afterwards.
+
+        An instruction that could not be delivered holds up no other: the outcomes of the others are reported first,
+        then its error is raised. It stays in the outbox and is delivered again under its key.
+        """
         if not instructions:
             return ()
         topology = await self._orchestrator.topology()
-        outcomes = await asyncio.gather(*(self._hands(i, topology).execute(i) for i in instructions))
+        answers = await asyncio.gather(*(self._deliver(i, topology) for i in instructions), return_exceptions=True)
+        outcomes = [a for a in answers if isinstance(a, ActionOutcome)]
+        if outcomes:
+            await self._report(outcomes, at_s)
+        for answer in answers:
+            if isinstance(answer, BaseException):
+                raise answer
+        return tuple(outcomes)
+
+    async def _report(self, outcomes: Sequence[ActionOutcome], at_s: float) -> None:
         reports: list[Event] = [OutcomeReported(id=f"outcome:{o.key}", at_s=at_s, outcome=o) for o in outcomes]
         after = await self._orchestrator.topology()
         keys = "+".join(sorted(o.key for o in outcomes))
         reports.append(TopologyObserved(id=f"topology:{keys}", at_s=at_s, topology=after))
         for answer in await self._control.submit(reports):
             answer.unwrap()
-        return tuple(outcomes)
+
+    async def _with_fresh_topology(self, event: VerdictsReached) -> Answer:
+        """Containers came or went since the loop was last told: tell it, and judge only those that exist."""
+        topology = await self._orchestrator.topology()
+        verdicts = tuple(v for v in event.verdicts if topology.container(v.container) is not None)
+        seen = TopologyObserved(id=f"topology@{event.at_s:.3f}", at_s=event.at_s, topology=topology)
+        _, answer = await self._control.submit((seen, replace(event, verdicts=verdicts)))
+        return answer
+
+    async def _deliver(self, instruction: Instruction, topology: Topology) -> ActionOutcome:
+        return await self._hands(instruction, topology).execute(instruction)
 
     def _hands(self, instruction: Instruction, topology: Topology) -> Hands:
         if not isinstance(instruction, NODE_LOCAL):

@@ -41,6 +41,7 @@ def choose(situation: Situation, mode: Mode, predict_move: MovePredictor) -> Dec
         predicted_downtime_s=downtime_s,
         instructions=instructions,
         rejected=rejected,
+        kind=situation.kind,
     )
 
 
@@ -53,6 +54,7 @@ def watch(decision_id: str, alarm: Alarm, culprit: str, at_s: float, mode: Mode)
         mode=mode,
         status=DecisionStatus.NOTED,
         verdict=alarm.verdict,
+        kind=alarm.kind,
         mitigation=MitigationKind.KEEP_WATCHING,
         reason=f"{alarm}: it calls {culprit}, which is in alarm itself; the cause is treated there",
         predicted_downtime_s=0.0,

@@ -61,6 +61,6 @@ class Executor:
                 finished_at_s=now,
                 downtime_s=0.0,
                 backend=self.backend,
-                detail="nothing was changed",
+                detail=f"{instruction.type} was not carried out to its end",
                 error=str(error),
             )

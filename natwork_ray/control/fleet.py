@@ -18,6 +18,7 @@ class Fleet:
     def __init__(self, topology: Topology) -> None:
         self._original = {c.name: c for c in topology.containers}
         self._underway: dict[str, Instruction] = {}
+        self._promised: dict[str, dict[str, Instruction]] = {}
         self.observe(topology)
 
     def observe(self, topology: Topology) -> None:
@@ -26,7 +27,9 @@ class Fleet:
         self._containers = {c.name: c for c in topology.containers}
         self._nodes = {n.name: n for n in topology.nodes}
         self._callers: dict[str, list[str]] = {}
+        self._on_node: dict[str, list[Container]] = {}
         for container in topology.containers:
+            self._on_node.setdefault(container.node, []).append(container)
             self._original.setdefault(container.name, container)
             for callee in container.depends_on:
                 self._callers.setdefault(callee, []).append(container.name)
@@ -34,10 +37,16 @@ class Fleet:
     def begin(self, instruction: Instruction) -> None:
         """Count an issued instruction's resources as taken."""
         self._underway[instruction.key] = instruction
+        self._promised.setdefault(instruction.container, {})[instruction.key] = instruction
 
     def end(self, key: str) -> None:
         """The instruction was reported; from now on only what is observed counts."""
-        self._underway.pop(key, None)
+        instruction = self._underway.pop(key, None)
+        if instruction is not None:
+            promised = self._promised[instruction.container]
+            del promised[key]
+            if not promised:
+                del self._promised[instruction.container]
 
     def container(self, name: str) -> Container:
         """The container as observed.
@@ -71,34 +80,54 @@ class Fleet:
 
     def busy(self, name: str) -> bool:
         """Whether an instruction for this container is under way."""
-        return any(i.container == name for i in self._underway.values())
+        return name in self._promised
 
     def neighbours(self, name: str) -> tuple[str, ...]:
-        """Whom the container calls, and who calls it."""
-        return (*self._containers[name].depends_on, *self._callers.get(name, ()))
+        """Whom the container calls, and who calls it, as far as they are in this fleet."""
+        callees = (c for c in self._containers[name].depends_on if c in self._containers)
+        return (*callees, *self._callers.get(name, ()))
+
+    def calls(self, caller: str, callee: str) -> bool:
+        """Whether `caller` reaches `callee`, itself or through others that it calls."""
+        seen: set[str] = set()
+        waiting = [caller]
+        while waiting:
+            container = self._containers.get(waiting.pop())
+            for name in container.depends_on if container else ():
+                if name == callee:
+                    return True
+                if name not in seen:
+                    seen.add(name)
+                    waiting.append(name)
+        return False
 
     def free_cores(self, node: str) -> float:
-        """CPU cores of the node that no limit claims."""
-        used = sum(r * limit for c in self._containers.values() for n, r, limit, _ in self._claims(c) if n == node)
-        return self.node(node).cpu_cores - used
+        """CPU cores of the node that no limit claims; none on a node that is not in service."""
+        there = self._nodes.get(node)
+        return there.cpu_cores - sum(r * cores for r, cores, _ in self._claims_on(node)) if there else 0.0
 
     def free_memory_bytes(self, node: str) -> float:
-        """Memory of the node that no limit claims."""
-        used = sum(r * memory for c in self._containers.values() for n, r, _, memory in self._claims(c) if n == node)
-        return self.node(node).memory_bytes - used
+        """Memory of the node that no limit claims; none on a node that is not in service."""
+        there = self._nodes.get(node)
+        return there.memory_bytes - sum(r * memory for r, _, memory in self._claims_on(node)) if there else 0.0
 
-    def _claims(self, container: Container) -> list[tuple[str, int, float, float]]:
-        """(node, replicas, cores, memory) that a container claims, the largest that is observed or under way."""
+    def _claims_on(self, node: str) -> list[tuple[int, float, float]]:
+        """Claims of everything that is on the node, or on its way there."""
+        claims = [self._claim(c) for c in self._on_node.get(node, ())]
+        arriving = {i.container for i in self._underway.values() if isinstance(i, Migrate) and i.target == node}
+        for name in sorted(arriving):
+            container = self._containers.get(name)
+            if container is not None and container.node != node:
+                claims.append(self._claim(container))
+        return claims
+
+    def _claim(self, container: Container) -> tuple[int, float, float]:
+        """(replicas, cores, memory) that a container claims, the largest that is observed or under way."""
         replicas, cores, memory = container.replicas, container.cpu_limit_cores, container.memory_limit_bytes
-        targets = []
-        for instruction in self._underway.values():
-            if instruction.container != container.name:
-                continue
+        for instruction in self._promised.get(container.name, {}).values():
             if isinstance(instruction, Scale):
                 replicas = max(replicas, instruction.replicas)
             elif isinstance(instruction, SetLimits):
                 cores = max(cores, instruction.cpu_limit_cores or 0.0)
                 memory = max(memory, instruction.memory_limit_bytes or 0.0)
-            elif isinstance(instruction, Migrate):
-                targets.append(instruction.target)
-        return [(node, replicas, cores, memory) for node in (container.node, *targets)]
+        return replicas, cores, memory

@@ -21,8 +21,9 @@ Rules kept
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any
 
 from natwork_ray.config import AlarmConfig
@@ -40,14 +41,14 @@ from natwork_ray.control.events import (
 from natwork_ray.control.fleet import Fleet
 from natwork_ray.control.planner import MovePredictor, Situation
 from natwork_ray.control.quota import QuotaLedger
-from natwork_ray.domain.actions import ActionOutcome, Instruction, MeshRetry
+from natwork_ray.domain.actions import ActionOutcome, Instruction, MeshRetry, Migrate
 from natwork_ray.domain.anomaly import AnomalyKind
 from natwork_ray.domain.auditing import AuditKind, AuditRecord
 from natwork_ray.domain.decisions import Decision, DecisionStatus, MitigationKind, Mode
 from natwork_ray.domain.status import LoopStatus
 from natwork_ray.domain.telemetry import Metric
 from natwork_ray.domain.values import plain
-from natwork_ray.errors import ConflictError, NotFoundError, QuotaError
+from natwork_ray.errors import ConflictError, InputError, NotFoundError, QuotaError
 
 TRIED_S = 1800.0  # how long a mitigation that did not last counts against itself
 
@@ -150,7 +151,7 @@ class ControlLoop:
             under_way=len(self._pending),
             done=self._counts[DecisionStatus.DONE],
             failed=self._counts[DecisionStatus.FAILED],
-            quota_violations=sum(a.violations for a in quota),
+            quota_violations=self._ledger.violations,
             degraded=self._degraded,
             topology=self._fleet.topology,
             quota=quota,
@@ -164,7 +165,8 @@ class ControlLoop:
             decided: on replay, the decisions that this event led to when it was first handled.
 
         Raises:
-            ConflictError, NotFoundError, QuotaError: the event does not fit the state; nothing was changed.
+            ConflictError, NotFoundError, QuotaError, InputError, UsageError: the event does not fit the state, or makes
+                no sense; nothing was changed.
         """
         match event:
             case RunStarted():
@@ -199,10 +201,24 @@ class ControlLoop:
                 f"{len(self._pending)} instructions of the run before are under way",
                 hint="let them be reported before a new run takes over",
             )
+        if self._run is not None and event.at_s < self._at_s:
+            raise ConflictError(
+                f"the new run starts at {event.at_s:.3f} s, the run before had come to {self._at_s:.3f} s",
+                hint="this world has another clock: give it a journal of its own (state_dir)",
+            )
+        lapsed = tuple(replace(d, status=DecisionStatus.LAPSED) for d in self._awaiting.values())
+        for decision in lapsed:
+            self._remember(decision)
         if self._run is None or self._run.sla != event.sla:
             self._ledger = QuotaLedger(availability=event.sla.availability, window_s=event.sla.window_s)
         self._run, self._mode = event, event.mode
         self._fleet = Fleet(event.topology)
+        # What was seen in the run before says nothing about this one.
+        self._degraded = ()
+        self._votes.clear()
+        self._last_alarm_s.clear()
+        self._quiet_until_s.clear()
+        self._tried.clear()
         body = {
             "run": event.id,
             "backend": event.backend,
@@ -213,7 +229,9 @@ class ControlLoop:
             "nodes": len(event.topology.nodes),
             "quota_s": round(self._ledger.budget_s, 3),
         }
-        return Step(records=(_record(event.at_s, AuditKind.RUN, event.scenario, body),))
+        records = [_record(event.at_s, AuditKind.DECISION, d.container, plain(d)) for d in lapsed]
+        records.append(_record(event.at_s, AuditKind.RUN, event.scenario, body))
+        return Step(decisions=lapsed, records=tuple(records))
 
     def _mode_changed(self, event: ModeChanged) -> Step:
         before, self._mode = self._mode, event.mode
@@ -221,8 +239,14 @@ class ControlLoop:
         return Step(records=(_record(event.at_s, AuditKind.MODE, "loop", body),))
 
     def _verdicts(self, event: VerdictsReached, decided: Sequence[Decision] | None) -> Step:
+        flagged: set[str] = set()
         for verdict in event.verdicts:
             self._fleet.container(verdict.container)
+            if verdict.container in flagged:
+                raise InputError(
+                    f"{event.id} holds two verdicts on {verdict.container}", hint="one window, one verdict: one vote"
+                )
+            flagged.add(verdict.container)
         self._turn += 1
         self._windows += event.scanned
         self._flagged += len(event.verdicts)
@@ -230,9 +254,10 @@ class ControlLoop:
         records = [_record(v.at_s, AuditKind.VERDICT, v.container, plain(v)) for v in event.verdicts]
         lapsed = self._lapse(event.at_s)
         alarms = self._vote(event)
+        fresh: Iterable[Decision]
         if decided is None:
-            fresh = self._decide(alarms, event.at_s)
-            fresh += self._relax(event.at_s, fresh)
+            # Lazily: each decision is issued before the next is weighed, so that no core is promised twice in a turn.
+            fresh = chain(self._decide(alarms, event.at_s), self._relax(event.at_s))
         else:
             fresh = [d for d in decided if d.id not in self._decisions]
         issued: list[Instruction] = []
@@ -255,9 +280,9 @@ class ControlLoop:
             raise ConflictError(
                 f"no instruction {outcome.key!r} is under way", hint="it was reported before, or never issued"
             )
+        self._ledger.settle(outcome.key, outcome.downtime_s, at_s=event.at_s)  # first: it refuses a senseless downtime
         decision_id, instruction = self._pending.pop(outcome.key)
         self._outcomes[outcome.key] = outcome
-        self._ledger.settle(outcome.key, outcome.downtime_s, at_s=event.at_s)
         self._fleet.end(outcome.key)
         if isinstance(instruction, MeshRetry) and outcome.done:
             (self._retrying.add if instruction.enabled else self._retrying.discard)(instruction.container)
@@ -267,14 +292,14 @@ class ControlLoop:
             decision = replace(decision, status=DecisionStatus.FAILED)
         elif not any(d == decision_id for d, _ in self._pending.values()):
             decision = replace(decision, status=DecisionStatus.DONE)
-        changed = decision is not self._decisions[decision_id]
+        changed = decision.status is not self._decisions[decision_id].status
         if changed:
             self._remember(decision)
             self._counts[decision.status] += 1
         quiet = max(event.at_s, outcome.finished_at_s) + self._settings.cooldown_s
         self._quiet_until_s[decision.container] = max(self._quiet_until_s.get(decision.container, 0.0), quiet)
-        if decision.verdict is not None:
-            tried = self._tried.setdefault((decision.container, decision.verdict.kind), {})
+        if decision.kind is not None:
+            tried = self._tried.setdefault((decision.container, decision.kind), {})
             tried[decision.mitigation] = event.at_s
         account = self._ledger.account(decision.container, at_s=event.at_s)
         body = {"decision": decision_id, "outcome": plain(outcome), "quota": plain(account)}
@@ -291,6 +316,7 @@ class ControlLoop:
         if event.granted and self._mode is Mode.OBSERVE:
             raise ConflictError("the loop only observes now", hint="set the mode to approve or act first")
         if event.granted:
+            self._check_still_fits(decision, event.at_s)
             left = self._ledger.account(decision.container, at_s=event.at_s).left_s
             if decision.predicted_downtime_s > left:
                 raise QuotaError(
@@ -312,6 +338,22 @@ class ControlLoop:
             records += more
         return Step((decision,), tuple(instructions), tuple(records))
 
+    def _check_still_fits(self, decision: Decision, at_s: float) -> None:
+        """The world may have moved on while a person thought about it."""
+        if decision.at_s < at_s - self._started().approval_lapse_s:
+            raise ConflictError(
+                f"decision {decision.id} waited longer than {self._started().approval_lapse_s:.0f} s and has lapsed",
+                hint="if the anomaly is still there, the loop decides again",
+            )
+        container = self._fleet.container(decision.container)
+        for instruction in decision.instructions:
+            if isinstance(instruction, Migrate) and instruction.source != container.node:
+                raise ConflictError(
+                    f"{decision.id} would move {container.name} from {instruction.source}; "
+                    f"it runs on {container.node} now",
+                    hint="refuse it; if the anomaly is still there, the loop decides again",
+                )
+
     @property
     def _settings(self) -> AlarmConfig:
         return self._started().alarm
@@ -329,14 +371,13 @@ class ControlLoop:
             del self._votes[name]
         return alarms
 
-    def _decide(self, alarms: dict[str, Alarm], at_s: float) -> list[Decision]:
-        made: list[Decision] = []
+    def _decide(self, alarms: dict[str, Alarm], at_s: float) -> Iterator[Decision]:
         for name, alarm in alarms.items():
             if not self._free(name, at_s):
                 continue
             culprit = self._slow_callee(name, alarm, at_s)
             if culprit is not None:
-                made.append(watch(self._next_id(made), alarm, culprit, at_s, self._mode))
+                yield watch(self._next_id(), alarm, culprit, at_s, self._mode)
                 continue
             tried = self._tried.get((name, alarm.kind), {})
             situation = Situation(
@@ -347,38 +388,40 @@ class ControlLoop:
                 quota_left_s=self._ledger.account(name, at_s=at_s).left_s,
                 tried=frozenset(m for m, when in tried.items() if when >= at_s - TRIED_S),
                 at_s=at_s,
-                key=self._next_id(made),
+                key=self._next_id(),
             )
-            made.append(choose(situation, self._mode, self._predict_move))
-        return made
+            yield choose(situation, self._mode, self._predict_move)
 
     def _free(self, name: str, at_s: float) -> bool:
         waiting = any(d.container == name for d in self._awaiting.values())
         return at_s >= self._quiet_until_s.get(name, 0.0) and not self._fleet.busy(name) and not waiting
 
-    def _next_id(self, made: Sequence[Decision]) -> str:
-        return f"d-{len(self._decisions) + len(made) + 1:06d}"
+    def _next_id(self) -> str:
+        return f"d-{len(self._decisions) + 1:06d}"
 
     def _slow_callee(self, name: str, alarm: Alarm, at_s: float) -> str | None:
-        """A container that this one calls, in alarm itself, when only application metrics of this one are off."""
+        """A container that this one calls, in alarm itself, when only application metrics of this one are off.
+
+        One that calls back is no culprit: each of the two would wait for the other, and neither would be treated.
+        """
         if not alarm.verdict.drivers or alarm.verdict.drivers[0].metric not in _APPLICATION_METRICS:
             return None
         recent = at_s - self._settings.cooldown_s
-        return next(
-            (c for c in self._fleet.container(name).depends_on if self._last_alarm_s.get(c, -1.0) >= max(recent, 0.0)),
-            None,
-        )
+        for callee in self._fleet.container(name).depends_on:
+            alarmed_s = self._last_alarm_s.get(callee)
+            if alarmed_s is not None and alarmed_s >= recent and not self._fleet.calls(callee, name):
+                return callee
+        return None
 
-    def _relax(self, at_s: float, already: Sequence[Decision]) -> list[Decision]:
-        made: list[Decision] = []
+    def _relax(self, at_s: float) -> Iterator[Decision]:
         if self._mode is Mode.OBSERVE:
-            return made  # nothing was added, so there is nothing to give back
+            return  # nothing was added, so there is nothing to give back
         for container in self._fleet.topology.containers:
             calm_since = self._last_alarm_s.get(container.name)
             if calm_since is None or at_s - calm_since < self._settings.calm_s or not self._free(container.name, at_s):
                 continue
             decision = relax(
-                self._next_id((*already, *made)),
+                self._next_id(),
                 container,
                 self._fleet.original(container.name),
                 retrying=container.name in self._retrying,
@@ -387,8 +430,7 @@ class ControlLoop:
                 mode=self._mode,
             )
             if decision is not None:
-                made.append(decision)
-        return made
+                yield decision
 
     def _issue(self, decision: Decision, at_s: float) -> tuple[list[Instruction], list[AuditRecord]]:
         """Reserve and put into the outbox. The whole predicted downtime is promised to the first instruction."""

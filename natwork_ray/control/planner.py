@@ -8,6 +8,7 @@ the choice is a function of the situation alone.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -29,6 +30,7 @@ from natwork_ray.domain.anomaly import AnomalyKind, AnomalyVerdict
 from natwork_ray.domain.decisions import Alternative, MitigationKind
 from natwork_ray.domain.telemetry import Metric
 from natwork_ray.domain.topology import Container
+from natwork_ray.errors import NatworkError
 
 K = MitigationKind
 
@@ -144,7 +146,7 @@ def _option(
     if downtime_s:
         utility -= DOWNTIME_WEIGHT * downtime_s / situation.quota_left_s
     if extra_cores:
-        utility -= RESOURCE_WEIGHT * extra_cores / free
+        utility -= RESOURCE_WEIGHT * extra_cores / max(free, extra_cores)  # free may be a rounding error above zero
     if entry.mitigation in situation.tried:
         utility -= TRIED_PENALTY
         reason += "; it was done a short while ago and the anomaly is still there"
@@ -271,11 +273,18 @@ def _move(entry: CatalogueEntry, s: Situation, predict_move: MovePredictor, *, n
     target = min(fitting, key=(lambda n: (distance(n), n)) if near else (lambda n: (-fleet.free_cores(n), n)))
     link = fleet.topology.link(container.node, target)
     assert link is not None  # noqa: S101 - filtered above
-    move = predict_move(
-        container,
-        rss_bytes=s.verdict.observed.get(Metric.MEMORY_RSS, container.memory_limit_bytes),
-        bandwidth_bytes_per_s=link.bandwidth_bytes_per_s,
-    )
+    try:
+        move = predict_move(
+            container,
+            rss_bytes=s.verdict.observed.get(Metric.MEMORY_RSS, container.memory_limit_bytes),
+            bandwidth_bytes_per_s=link.bandwidth_bytes_per_s,
+        )
+    except NatworkError as error:
+        return Option(entry, False, f"the move to {target} cannot be predicted: {error}")
+    if not (math.isfinite(move.downtime_p95_s) and move.downtime_p95_s >= 0 and math.isfinite(move.total_s)):
+        return Option(
+            entry, False, f"the move to {target} has no sound prediction: {move.downtime_p95_s} s of downtime"
+        )
     return _option(
         entry,
         s,

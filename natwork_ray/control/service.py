@@ -52,7 +52,7 @@ class ControlService:
 
     def __init__(self, journal: Journal, predict_move: MovePredictor) -> None:
         self._journal = journal
-        self._broken: NatworkError | None = None
+        self._broken: Exception | None = None
         self.loop = ControlLoop(predict_move)
         self.replayed = 0
         for _, body in journal.events():
@@ -64,11 +64,18 @@ class ControlService:
         """Handle and commit a batch.
 
         Raises:
-            StoreError: the journal failed. Memory and disk may then differ, so this object refuses all further work:
-                make a new one from the journal.
+            StoreError: the journal failed. Memory and disk may then differ, so this object refuses all further work,
+                as after any other unforeseen error: make a new one from the journal.
         """
         if self._broken is not None:
             raise StoreError(f"the journal failed before: {self._broken}", hint="restart the control actor")
+        try:
+            return self._submit(events)
+        except Exception as error:
+            self._broken = error
+            raise
+
+    def _submit(self, events: Sequence[Event]) -> tuple[Answer, ...]:
         answers: list[Answer] = []
         rows: dict[str, bytes] = {}
         records: list[AuditRecord] = []
@@ -77,17 +84,15 @@ class ControlService:
                 answers.append(Answer(Step(), known=True))
                 continue
             try:
-                step = self.loop.handle(event)
+                # What the journal could not give back after a restart (NaN, a wrong type) must not be handled now.
+                sound: Event = decode(Event, encode(event, Event))
+                step = self.loop.handle(sound)
             except NatworkError as error:
                 answers.append(Answer(Step(), error=error))
                 continue
-            rows[event.id] = encode(StoredEvent(event=event, decisions=step.decisions))
+            rows[event.id] = encode(StoredEvent(event=sound, decisions=step.decisions))
             records += step.records
             answers.append(Answer(step))
         if rows:
-            try:
-                self._journal.commit(tuple(rows.items()), records)
-            except NatworkError as error:
-                self._broken = error
-                raise
+            self._journal.commit(tuple(rows.items()), records)
         return tuple(answers)

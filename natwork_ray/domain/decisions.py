@@ -5,7 +5,7 @@ from __future__ import annotations
 from enum import StrEnum
 
 from natwork_ray.domain.actions import Instruction
-from natwork_ray.domain.anomaly import AnomalyVerdict
+from natwork_ray.domain.anomaly import AnomalyKind, AnomalyVerdict
 from natwork_ray.domain.values import value
 
 
@@ -64,7 +64,8 @@ class Alternative:
 class Decision:
     """One decision of the loop, complete enough to be audited by itself.
 
-    `verdict` is None for a decision that no alarm caused (resources given back after calm).
+    `verdict` and `kind` are None for a decision that no alarm caused (resources given back after calm). `kind` is what
+    was acted upon: the majority of the votes, which may differ from the class of the newest verdict.
     `predicted_downtime_s` is the 95th percentile; that much is reserved in the quota ledger.
     `instructions` are what was, or would be, carried out.
     """
@@ -80,3 +81,4 @@ class Decision:
     predicted_downtime_s: float
     instructions: tuple[Instruction, ...]
     rejected: tuple[Alternative, ...]
+    kind: AnomalyKind | None = None

@@ -9,8 +9,8 @@ from natwork_ray.domain.values import value
 class QuotaAccount:
     """The state of one CNF's budget in one window. All in seconds of downtime.
 
-    `reserved_s` is promised to actions under way, `spent_s` is used up; `violations` counts settlements that ended
-    above the budget although every reservation fitted.
+    `reserved_s` is promised to actions under way, `spent_s` is used up; `violations` counts, over all windows,
+    settlements that ended above the budget although every reservation fitted.
     """
 
     container: str

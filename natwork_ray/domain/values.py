@@ -6,6 +6,7 @@ keys, wrong types, NaN and infinities are refused, so a hostile or outdated file
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, TypeVar, dataclass_transform
@@ -16,7 +17,8 @@ from natwork_ray.errors import InputError
 
 T = TypeVar("T")
 
-_STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
+# The default would write NaN as null, and so turn a broken limit into "leave it as it is".
+_STRICT = ConfigDict(extra="forbid", allow_inf_nan=False, ser_json_inf_nan="constants")
 
 
 @dataclass_transform(frozen_default=True, kw_only_default=True)
@@ -37,8 +39,18 @@ def _adapter(kind: Any) -> TypeAdapter[Any]:
 
 
 def encode(item: object, kind: Any = None) -> bytes:
-    """JSON bytes of a value. `kind` names the union for a member of a tagged union (default: its own type)."""
-    return _adapter(kind or type(item)).dump_json(item)
+    """JSON bytes of a value. `kind` names the union for a member of a tagged union (default: its own type).
+
+    Raises:
+        InputError: a field holds something that its type does not allow, or that JSON cannot carry.
+    """
+    try:
+        document = _adapter(kind or type(item)).dump_python(item, mode="json", warnings="error")
+        return json.dumps(document, allow_nan=False, ensure_ascii=False, separators=(",", ":")).encode()
+    except ValueError as error:  # also pydantic's and Unicode's
+        raise InputError(
+            f"a {type(item).__name__} cannot be written as JSON: {error}", hint="give every field a value of its type"
+        ) from error
 
 
 def plain(item: object, kind: Any = None) -> Any:
@@ -53,7 +65,7 @@ def decode(kind: type[T] | Any, data: bytes | str) -> T:
         InputError: malformed JSON, unknown or missing keys, values of the wrong type or out of range.
     """
     try:
-        result: T = _adapter(kind).validate_json(data)
+        result: T = _adapter(kind).validate_json(data, strict=True)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(str(part) for part in first["loc"]) or "the document"

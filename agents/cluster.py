@@ -1,0 +1,223 @@
+"""A Ray cluster of one machine, started and ended by us alone.
+
+`ray start --head --block` runs as a child in a session of its own; what it was started with is written to
+`cluster.json` in the state directory, so that a later command finds it. Ending it ends that process and what came from it,
+by process id and start time, and nothing else: `ray stop` would end every Ray of this user.
+
+Everything that can be told to stay on loopback is; what cannot is listed in SECURITY.md. Token authentication is on.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import psutil
+import ray
+
+from agents.naming import HOST_LABEL, NAMESPACE, NODE_LABEL
+from natwork_ray.domain.values import decode, encode, value
+from natwork_ray.errors import ConflictError, NotFoundError, PreconditionError, TimedOutError
+
+CLUSTER_FILE = "cluster.json"
+RAY_TOKEN_FILE = "ray-token"  # noqa: S105 - a file's name
+LOG_FILE = "ray.log"
+START_PATIENCE_S = 60.0
+END_PATIENCE_S = 20.0
+OBJECT_STORE_BYTES = 200 * 2**20
+
+
+@value
+class ClusterRecord:
+    """What is needed to find and to end a cluster that we started."""
+
+    pid: int
+    created_s: float  # the process's start time: a recycled process id is not ours
+    address: str
+    dashboard_port: int | None
+    metrics_port: int
+    temp_dir: str
+
+
+def environment(state_dir: Path) -> dict[str, str]:
+    """Variables that every process of the cluster, and every client of it, must have."""
+    return {
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(state_dir / RAY_TOKEN_FILE),
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_DISABLE_IMPORT_WARNING": "1",
+        "OMP_NUM_THREADS": "1",
+    }
+
+
+def start(state_dir: Path, *, dashboard: bool, cpus: int | None = None) -> ClusterRecord:
+    """Start a cluster whose state lies in `state_dir`, and wait until it answers.
+
+    Raises:
+        ConflictError: one runs there already.
+        PreconditionError: Ray could not be started; the message ends with the last line of its log.
+        TimedOutError: it did not answer in time.
+    """
+    state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if running(state_dir) is not None:
+        raise ConflictError(f"a cluster of {state_dir} is running", hint="`natwork status` shows it, `natwork down` ends it")
+    token = state_dir / RAY_TOKEN_FILE
+    if not token.exists():
+        with os.fdopen(os.open(token, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            file.write(secrets.token_hex(32))
+    # Unix sockets live below it, and their paths may have 107 characters: it cannot be inside any state directory.
+    temp_dir = tempfile.mkdtemp(prefix="natwork-")
+    gcs, client, agent, metrics, board = _free_ports(5)
+    arguments = [
+        f"--port={gcs}",
+        f"--ray-client-server-port={client}",
+        f"--dashboard-agent-listen-port={agent}",
+        f"--metrics-export-port={metrics}",
+        "--min-worker-port=0",
+        "--max-worker-port=0",
+        f"--temp-dir={temp_dir}",
+        f"--object-store-memory={OBJECT_STORE_BYTES}",
+        f"--labels={HOST_LABEL}=yes,{NODE_LABEL}=control",
+        "--disable-usage-stats",
+        f"--include-dashboard={'true' if dashboard else 'false'}",
+        "--dashboard-host=127.0.0.1",
+        f"--dashboard-port={board}",
+    ]
+    if cpus is not None:
+        arguments.append(f"--num-cpus={cpus}")
+    with (state_dir / LOG_FILE).open("ab") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **environment(state_dir)},
+            start_new_session=True,
+        )
+    record = ClusterRecord(
+        pid=process.pid,
+        created_s=psutil.Process(process.pid).create_time(),
+        address=f"{_own_address()}:{gcs}",
+        dashboard_port=board if dashboard else None,
+        metrics_port=metrics,
+        temp_dir=temp_dir,
+    )
+    (state_dir / CLUSTER_FILE).write_bytes(encode(record))
+    try:
+        _await_port(process, gcs, state_dir)
+    except BaseException:
+        end(state_dir)
+        raise
+    return record
+
+
+def running(state_dir: Path) -> ClusterRecord | None:
+    """The cluster of this state directory, or None when none runs."""
+    try:
+        record: ClusterRecord = decode(ClusterRecord, (state_dir / CLUSTER_FILE).read_bytes())
+    except FileNotFoundError:
+        return None
+    return record if _process(record) is not None else None
+
+
+def connect(state_dir: Path) -> ClusterRecord:
+    """Make this process a client of the cluster.
+
+    Raises:
+        NotFoundError: none runs there.
+    """
+    record = running(state_dir)
+    if record is None:
+        raise NotFoundError(f"no cluster of {state_dir} is running", hint="`natwork up` starts one")
+    os.environ.update(environment(state_dir))
+    if not ray.is_initialized():
+        ray.init(
+            address=record.address,
+            namespace=NAMESPACE,
+            log_to_driver=False,
+            configure_logging=True,
+            logging_level="ERROR",
+        )
+    return record
+
+
+def end(state_dir: Path) -> bool:
+    """End the cluster, and whatever it started; False when none ran.
+
+    Raises:
+        TimedOutError: a process outlived SIGKILL.
+    """
+    path = state_dir / CLUSTER_FILE
+    try:
+        record: ClusterRecord = decode(ClusterRecord, path.read_bytes())
+    except FileNotFoundError:
+        return False
+    head = _process(record)
+    if head is not None:
+        family = [head, *head.children(recursive=True)]
+        head.terminate()
+        _, alive = psutil.wait_procs(family, timeout=END_PATIENCE_S / 2)
+        for process in alive:
+            try:
+                process.kill()
+            except psutil.NoSuchProcess:
+                continue
+        _, alive = psutil.wait_procs(alive, timeout=END_PATIENCE_S / 2)
+        if alive:
+            raise TimedOutError(
+                f"processes {[p.pid for p in alive]} of the cluster do not end", hint="end them by hand"
+            )
+    shutil.rmtree(record.temp_dir, ignore_errors=True)
+    path.unlink(missing_ok=True)
+    return head is not None
+
+
+def _process(record: ClusterRecord) -> psutil.Process | None:
+    try:
+        process = psutil.Process(record.pid)
+        alive = process.status() != psutil.STATUS_ZOMBIE and abs(process.create_time() - record.created_s) < 1.0
+    except psutil.NoSuchProcess:
+        return None
+    return process if alive else None
+
+
+def _await_port(process: subprocess.Popen[bytes], port: int, state_dir: Path) -> None:
+    deadline = time.monotonic() + START_PATIENCE_S
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            lines = (state_dir / LOG_FILE).read_text(errors="replace").strip().splitlines()
+            raise PreconditionError(
+                f"Ray ended with {process.returncode}: {lines[-1] if lines else 'no output'}",
+                hint=f"the whole output is in {state_dir / LOG_FILE}",
+            )
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=0.2).close()
+        except OSError:
+            time.sleep(0.1)
+        else:
+            return
+    raise TimedOutError(f"Ray did not answer within {START_PATIENCE_S:.0f} s", hint=f"see {state_dir / LOG_FILE}")
+
+
+def _own_address() -> str:
+    """The address that Ray will choose for itself: its nodes refuse clients that come by another one."""
+    return str(ray.util.get_node_ip_address())
+
+
+def _free_ports(count: int) -> list[int]:
+    """Ports free at this moment; held open together, so that they differ."""
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+    finally:
+        for each in sockets:
+            each.close()

@@ -1,0 +1,161 @@
+"""The control actor: the durable control service with a name, a place and a new life after each death.
+
+Named and detached, pinned to the machine that holds the state directory, restarted for ever. What it knows is in
+the journal: `__init__` reads it back. Calls are at-least-once; ids make their effects exactly-once.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from agents.calls import PATIENCE_S, NamedActor
+from agents.metrics import ControlMetrics
+from agents.naming import CONTROL, HOST_LABEL, NAMESPACE
+from natwork_ray import __version__
+from natwork_ray.adapters.sqlite_journal import SqliteJournal
+from natwork_ray.audit.log import AuditEntry
+from natwork_ray.audit.proofs import ConsistencyProof, InclusionProof
+from natwork_ray.control.direct import DirectControl
+from natwork_ray.control.events import Event
+from natwork_ray.control.moving import predict_move
+from natwork_ray.control.service import Answer
+from natwork_ray.domain.actions import ActionOutcome, Instruction
+from natwork_ray.domain.decisions import Decision
+from natwork_ray.domain.status import LoopStatus
+
+AUDIT_ORIGIN = "natwork-ray/control"
+
+
+class ControlActor(DirectControl):
+    """`DirectControl` on a SQLite journal, with metrics; gives up its process when the disk fails."""
+
+    def __init__(self, state_dir: Path) -> None:
+        journal = SqliteJournal.open(state_dir, origin=AUDIT_ORIGIN)
+        super().__init__(journal, predict_move, ControlMetrics().count)
+
+    async def submit(self, events: Sequence[Event]) -> tuple[Answer, ...]:
+        """See `ControlApi`."""
+        try:
+            return await super().submit(events)
+        except Exception:
+            # Memory may be ahead of the disk now. Ray makes a new process, which reads the journal.
+            os._exit(70)
+
+    async def pid(self) -> int:
+        """Process id, for tests that kill it."""
+        return os.getpid()
+
+    async def version(self) -> str:
+        """Version of the code that this process runs; a detached actor may outlive an upgrade."""
+        return __version__
+
+
+class ControlClient:
+    """`ControlApi` across Ray."""
+
+    def __init__(self, namespace: str = NAMESPACE, patience_s: float = PATIENCE_S) -> None:
+        self._actor = NamedActor(CONTROL, namespace=namespace, what="control actor", patience_s=patience_s)
+
+    async def _ask(self, method: str, *args: Any) -> Any:
+        return await self._actor.call(method, *args)
+
+    async def submit(self, events: Sequence[Event]) -> tuple[Answer, ...]:
+        """See `ControlApi`."""
+        answers: tuple[Answer, ...] = await self._ask("submit", tuple(events))
+        return answers
+
+    async def outbox(self) -> tuple[Instruction, ...]:
+        """See `ControlApi`."""
+        pending: tuple[Instruction, ...] = await self._ask("outbox")
+        return pending
+
+    async def status(self) -> LoopStatus:
+        """See `ControlApi`."""
+        status: LoopStatus = await self._ask("status")
+        return status
+
+    async def decisions(self) -> tuple[Decision, ...]:
+        """See `ControlApi`."""
+        decisions: tuple[Decision, ...] = await self._ask("decisions")
+        return decisions
+
+    async def decision(self, decision_id: str) -> Decision:
+        """See `ControlApi`."""
+        decision: Decision = await self._ask("decision", decision_id)
+        return decision
+
+    async def outcomes(self) -> tuple[ActionOutcome, ...]:
+        """See `ControlApi`."""
+        outcomes: tuple[ActionOutcome, ...] = await self._ask("outcomes")
+        return outcomes
+
+    async def audit_size(self) -> int:
+        """See `ControlApi`."""
+        size: int = await self._ask("audit_size")
+        return size
+
+    async def audit_entries(self, start: int, limit: int) -> tuple[AuditEntry, ...]:
+        """See `ControlApi`."""
+        entries: tuple[AuditEntry, ...] = await self._ask("audit_entries", start, limit)
+        return entries
+
+    async def audit_entry(self, seq: int) -> AuditEntry:
+        """See `ControlApi`."""
+        entry: AuditEntry = await self._ask("audit_entry", seq)
+        return entry
+
+    async def audit_checkpoint(self) -> bytes:
+        """See `ControlApi`."""
+        note: bytes = await self._ask("audit_checkpoint")
+        return note
+
+    async def audit_verifier_key(self) -> str:
+        """See `ControlApi`."""
+        key: str = await self._ask("audit_verifier_key")
+        return key
+
+    async def audit_inclusion(self, seq: int) -> InclusionProof:
+        """See `ControlApi`."""
+        proof: InclusionProof = await self._ask("audit_inclusion", seq)
+        return proof
+
+    async def audit_consistency(self, old_size: int) -> ConsistencyProof:
+        """See `ControlApi`."""
+        proof: ConsistencyProof = await self._ask("audit_consistency", old_size)
+        return proof
+
+    async def pid(self) -> int:
+        """Process id of the actor."""
+        pid: int = await self._ask("pid")
+        return pid
+
+    async def version(self) -> str:
+        """Version of the code that the actor runs."""
+        version: str = await self._ask("version")
+        return version
+
+
+def start_control(state_dir: Path, *, namespace: str = NAMESPACE) -> ControlClient:
+    """Make the control actor, or find it when it is there."""
+    ray.remote(ControlActor).options(
+        name=CONTROL,
+        namespace=namespace,
+        lifetime="detached",
+        get_if_exists=True,
+        max_restarts=-1,
+        max_task_retries=0,
+        max_concurrency=1000,
+        num_cpus=0,
+        label_selector={HOST_LABEL: "yes"},
+    ).remote(state_dir)
+    return ControlClient(namespace)
+
+
+def connect(namespace: str = NAMESPACE, *, patience_s: float = 10.0) -> ControlClient:
+    """A client of the control actor that runs already; calls raise TimedOutError when there is none."""
+    return ControlClient(namespace, patience_s)

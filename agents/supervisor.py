@@ -1,0 +1,178 @@
+"""The supervisor turns the loop: it starts the agents, keeps the pace and carries on after anyone's death.
+
+It holds nothing that cannot be read back: where the loop stands is asked of the control actor, profiles are learnt again from
+the same commissioning hour, windows are read from the telemetry source. In a world with a virtual clock, time stands
+still until a turn is done (docs/adr/0006); under `natwork up` the same turns follow the wall clock.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import ray
+
+from agents.calls import NamedActor
+from agents.control import ControlClient, start_control
+from agents.judging import ServeJudge
+from agents.limi import LimiClient, start_limi
+from agents.naming import HOST_LABEL, NAMESPACE, SERVE_ANOMALY, SUPERVISOR
+from agents.world import WorldClient, start_world
+from natwork_ray.backends import WorldFacts
+from natwork_ray.config import Config
+from natwork_ray.control.cycle import Hands, LoopCycle, Turn
+from natwork_ray.control.events import RunStarted
+from natwork_ray.control.executor import Executor
+from natwork_ray.profiling.profile import ProfileBook
+
+
+@dataclass(frozen=True)
+class Crew:
+    """Clients of everyone that takes part."""
+
+    control: ControlClient
+    world: WorldClient
+    limi: dict[str, LimiClient]
+
+
+class Supervisor:
+    """Runs one world's loop from where it stands to its end."""
+
+    def __init__(self, config: Config, crew: Crew, *, namespace: str, patience_s: float) -> None:
+        self._config = config
+        self._namespace = namespace
+        self._patience_s = patience_s
+        self.crew = crew
+        self.facts: WorldFacts
+        self._cycle: LoopCycle
+
+    @classmethod
+    async def begin(
+        cls, config: Config, state_dir: Path, *, namespace: str = NAMESPACE, patience_s: float = 60.0
+    ) -> Supervisor:
+        """Start or find the actors, learn the profiles, and let the loop take charge of the world."""
+        world = start_world(config, namespace=namespace)
+        control = start_control(state_dir, namespace=namespace)
+        topology = await world.topology()
+        limi = {node.name: start_limi(node.name, namespace=namespace) for node in topology.nodes}
+        supervisor = cls(config, Crew(control, world, limi), namespace=namespace, patience_s=patience_s)
+        await supervisor._prepare()
+        return supervisor
+
+    async def _prepare(self) -> None:
+        config, world = self._config, self.crew.world
+        self.facts = facts = await world.facts()
+        hour = await world.window(end_s=facts.begins_s, length=round(facts.begins_s / facts.step_s))
+        cluster = Executor(runtime=world, firewall=world, orchestrator=world, clock=world, backend=facts.backend)
+        self._hands: dict[str, Hands] = dict(self.crew.limi)
+        self._cycle = LoopCycle(
+            telemetry=world,
+            judge=ServeJudge(ProfileBook.learn(hour), app=SERVE_ANOMALY, patience_s=self._patience_s),
+            control=self.crew.control,
+            orchestrator=world,
+            node_hands=self._hands,
+            cluster_hands=cluster,
+            window_length=config.loop.window,
+        )
+        start = RunStarted(
+            id=f"run:{facts.scenario}:{facts.seed}",
+            at_s=facts.begins_s,
+            backend=facts.backend,
+            mode=config.loop.mode,
+            scenario=facts.scenario,
+            seed=facts.seed,
+            step_s=facts.step_s,
+            approval_lapse_s=config.loop.approval_lapse_s,
+            topology=await world.topology(),
+            alarm=config.alarm,
+            sla=config.sla,
+        )
+        (answer,) = await self.crew.control.submit((start,))
+        answer.unwrap()
+
+    async def stands_at_s(self) -> float:
+        """Up to where the loop has judged: its newest event's time."""
+        return (await self.crew.control.status()).at_s
+
+    async def turn(self, at_s: float) -> Turn:
+        """Let the world reach `at_s`, and turn the loop once."""
+        await self.crew.world.advance(at_s)
+        turn = await self._cycle.turn(at_s)
+        await self._welcome_new_nodes()
+        return turn
+
+    async def run(self, *, until_s: float | None = None, on_turn: Callable[[Turn], None] | None = None) -> int:
+        """Turn the loop to the end of the world's run (or to `until_s`); the number of turns made."""
+        turns = 0
+        step_s, ends_s = self.facts.step_s, self.facts.ends_s if until_s is None else until_s
+        at_s = await self.stands_at_s() + step_s
+        await self._cycle.drain(at_s - step_s)
+        while at_s <= ends_s + 1e-6:
+            turn = await self.turn(at_s)
+            turns += 1
+            if on_turn is not None:
+                on_turn(turn)
+            at_s += step_s
+        return turns
+
+    async def _welcome_new_nodes(self) -> None:
+        """A node that joined (cluster autoscaling) gets its agent."""
+        status_nodes = {node.name for node in (await self.crew.world.topology()).nodes}
+        for name in sorted(status_nodes - set(self._hands)):
+            self.crew.limi[name] = start_limi(name, namespace=self._namespace)
+            self._hands[name] = self.crew.limi[name]
+
+
+class SupervisorActor:
+    """The supervisor as a detached actor, for `natwork up`: keeps the pace of the wall clock."""
+
+    def __init__(self, config: Config, state_dir: Path, namespace: str) -> None:
+        self._config, self._state_dir, self._namespace = config, state_dir, namespace
+        self._task: asyncio.Task[None] | None = None
+        self._error = ""
+
+    async def start(self) -> None:
+        """Begin to turn the loop in the background; harmless when it turns already."""
+        if self._task is None or self._task.done():
+            self._task = asyncio.create_task(self._keep_turning())
+
+    async def health(self) -> str:
+        """Empty when all is well, else what went wrong."""
+        if self._task is not None and self._task.done() and not self._task.cancelled():
+            error = self._task.exception()
+            if error is not None:
+                return str(error)
+        return ""
+
+    async def pid(self) -> int:
+        """Process id."""
+        return os.getpid()
+
+    async def _keep_turning(self) -> None:
+        supervisor = await Supervisor.begin(self._config, self._state_dir, namespace=self._namespace)
+        pace_s = supervisor.facts.step_s / self._config.emulation.speed
+        at_s = await supervisor.stands_at_s()
+        due = time.monotonic()
+        while at_s + supervisor.facts.step_s <= supervisor.facts.ends_s + 1e-6:
+            at_s += supervisor.facts.step_s
+            await supervisor.turn(at_s)
+            due = max(due + pace_s, time.monotonic())
+            await asyncio.sleep(due - time.monotonic())
+
+
+def start_supervisor(config: Config, state_dir: Path, *, namespace: str = NAMESPACE) -> NamedActor:
+    """Make the supervisor actor, or find it; it begins to turn when `start` is called."""
+    ray.remote(SupervisorActor).options(
+        name=SUPERVISOR,
+        namespace=namespace,
+        lifetime="detached",
+        get_if_exists=True,
+        max_restarts=-1,
+        num_cpus=0,
+        label_selector={HOST_LABEL: "yes"},
+    ).remote(config, state_dir, namespace)
+    return NamedActor(SUPERVISOR, namespace=namespace, what="supervisor")

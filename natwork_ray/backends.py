@@ -1,0 +1,134 @@
+"""The composition root: from the configuration, the world that the loop acts on and the detector that judges it.
+
+Nobody else writes `if emulated`. A `World` bundles one implementation of each port; whoever holds it (a Ray actor, a
+benchmark, a test) cannot tell an emulation from the real thing but by the label that every record carries.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from natwork_ray.config import Config
+from natwork_ray.control.executor import Executor
+from natwork_ray.domain.actions import ActionOutcome, Instruction
+from natwork_ray.domain.labelled import LabelledEvent
+from natwork_ray.domain.values import Backend, value
+from natwork_ray.emulation.injections import draw_schedule
+from natwork_ray.emulation.ports import (
+    EmulatedClock,
+    EmulatedFirewall,
+    EmulatedOrchestrator,
+    EmulatedRuntime,
+    EmulatedTelemetry,
+)
+from natwork_ray.emulation.scenarios import scenario
+from natwork_ray.emulation.testbed import Testbed
+from natwork_ray.errors import PreconditionError
+from natwork_ray.ports import Clock, ContainerRuntime, Firewall, Orchestrator, TelemetrySource
+
+
+@value
+class WorldFacts:
+    """What is known of a world from outside the loop. The loop itself never sees this.
+
+    Attributes:
+        begins_s: end of the commissioning hour; decisions start with the next sample.
+        ends_s: end of the run.
+        truth: anomalies and attacks that really took place, with the containers that each one also affects.
+        digest: hash of the complete state; equal histories have equal digests.
+    """
+
+    backend: Backend
+    scenario: str
+    seed: int
+    step_s: float
+    now_s: float
+    begins_s: float
+    ends_s: float
+    truth: tuple[LabelledEvent, ...]
+    affected: tuple[tuple[str, ...], ...]
+    digest: str
+
+
+@dataclass(frozen=True)
+class World:
+    """One implementation of every port, and the strings that move an in-memory world."""
+
+    telemetry: TelemetrySource
+    runtime: ContainerRuntime
+    firewall: Firewall
+    orchestrator: Orchestrator
+    clock: Clock
+    advance: Callable[[float], None]
+    facts: Callable[[], WorldFacts]
+    effects: Callable[[str], int]
+
+    async def apply(self, instruction: Instruction) -> ActionOutcome:
+        """Carry out an instruction through the port that it belongs to; refusals become failed outcomes."""
+        executor = Executor(
+            runtime=self.runtime,
+            firewall=self.firewall,
+            orchestrator=self.orchestrator,
+            clock=self.clock,
+            backend=Backend.EMULATED,
+        )
+        return await executor.execute(instruction)
+
+
+def build_world(config: Config) -> World:
+    """The world that the configuration names, its commissioning hour already lived through.
+
+    Raises:
+        UsageError, InputError, PreconditionError: the scenario or the recordings cannot be used.
+    """
+    if config.backend == "replay":
+        return _replayed(config)
+    return _emulated(config)
+
+
+def _emulated(config: Config) -> World:
+    chosen = scenario(config.emulation.scenario)
+    begins_s = _whole_steps(config.loop.commissioning_s, config.loop.step_s)
+    ends_s = begins_s + _whole_steps(config.emulation.duration_s, config.loop.step_s)
+    rng = np.random.default_rng(np.random.SeedSequence((config.emulation.seed, 1)))
+    # The last minutes stay free, so that the end of the last anomaly is seen as well.
+    schedule = draw_schedule(chosen.topology, rng, begins_s + 60.0, ends_s - 120.0)
+    testbed = Testbed(chosen, seed=config.emulation.seed, schedule=schedule, step_s=config.loop.step_s)
+    testbed.commission(begins_s)
+
+    def facts() -> WorldFacts:
+        truth = testbed.truth()
+        return WorldFacts(
+            backend=Backend.EMULATED,
+            scenario=chosen.name,
+            seed=config.emulation.seed,
+            step_s=config.loop.step_s,
+            now_s=testbed.now_s,
+            begins_s=begins_s,
+            ends_s=ends_s,
+            truth=truth,
+            affected=tuple(testbed.affected(event) for event in truth),
+            digest=testbed.digest(),
+        )
+
+    return World(
+        telemetry=EmulatedTelemetry(testbed),
+        runtime=EmulatedRuntime(testbed),
+        firewall=EmulatedFirewall(testbed),
+        orchestrator=EmulatedOrchestrator(testbed),
+        clock=EmulatedClock(testbed),
+        advance=lambda to_s: testbed.advance(max(to_s, testbed.now_s)),
+        facts=facts,
+        effects=testbed.effects,
+    )
+
+
+def _replayed(config: Config) -> World:
+    raise PreconditionError("replay", hint="...")
+
+
+def _whole_steps(seconds: float, step_s: float) -> float:
+    return max(1, round(seconds / step_s)) * step_s
