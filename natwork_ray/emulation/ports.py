@@ -1,0 +1,102 @@
+"""The testbed behind the ports: five thin objects that share one Testbed. Everything they return is `EMULATED`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from natwork_ray.domain.actions import (
+    ActionOutcome,
+    AddNode,
+    BlockSource,
+    MeshRetry,
+    Migrate,
+    Restart,
+    Scale,
+    SetLimits,
+)
+from natwork_ray.domain.telemetry import FlowShare, NodeUsage, TelemetryWindow
+from natwork_ray.domain.topology import Topology
+from natwork_ray.emulation.testbed import Testbed
+
+
+class EmulatedClock:
+    """`Clock`: the virtual one."""
+
+    def __init__(self, testbed: Testbed) -> None:
+        self._testbed = testbed
+
+    def now_s(self) -> float:
+        """The virtual clock."""
+        return self._testbed.now_s
+
+
+class EmulatedTelemetry:
+    """`TelemetrySource`."""
+
+    def __init__(self, testbed: Testbed) -> None:
+        self._testbed = testbed
+
+    async def window(self, *, end_s: float, length: int) -> TelemetryWindow:
+        """See `Testbed.window`."""
+        return self._testbed.window(end_s=end_s, length=length)
+
+    async def node_usage(self, *, at_s: float) -> tuple[NodeUsage, ...]:
+        """See `Testbed.node_usage`."""
+        return self._testbed.node_usage(at_s)
+
+    async def flows(self, containers: Sequence[str], *, at_s: float) -> Mapping[str, tuple[FlowShare, ...]]:
+        """See `Testbed.flows`."""
+        return self._testbed.flows(containers, at_s)
+
+
+class EmulatedRuntime:
+    """`ContainerRuntime`."""
+
+    def __init__(self, testbed: Testbed) -> None:
+        self._testbed = testbed
+
+    async def migrate(self, instruction: Migrate) -> ActionOutcome:
+        """Begin a live migration."""
+        return self._testbed.apply(instruction)
+
+    async def set_limits(self, instruction: SetLimits) -> ActionOutcome:
+        """Change limits in place."""
+        return self._testbed.apply(instruction)
+
+    async def restart(self, instruction: Restart) -> ActionOutcome:
+        """Restart in place."""
+        return self._testbed.apply(instruction)
+
+
+class EmulatedOrchestrator:
+    """`Orchestrator`."""
+
+    def __init__(self, testbed: Testbed) -> None:
+        self._testbed = testbed
+
+    async def topology(self) -> Topology:
+        """What runs where, now."""
+        return self._testbed.topology()
+
+    async def scale(self, instruction: Scale) -> ActionOutcome:
+        """Set the number of replicas."""
+        return self._testbed.apply(instruction)
+
+    async def add_node(self, instruction: AddNode) -> ActionOutcome:
+        """Boot the next spare node."""
+        return self._testbed.apply(instruction)
+
+    async def mesh_retry(self, instruction: MeshRetry) -> ActionOutcome:
+        """Switch retries."""
+        return self._testbed.apply(instruction)
+
+
+class EmulatedFirewall:
+    """`Firewall`."""
+
+    def __init__(self, testbed: Testbed) -> None:
+        self._testbed = testbed
+
+    async def block(self, instruction: BlockSource) -> ActionOutcome:
+        """Drop a source."""
+        return self._testbed.apply(instruction)
