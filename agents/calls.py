@@ -1,7 +1,7 @@
 """Calling an actor that may be restarting.
 
-Ray gives at-most-once or at-least-once; exactly-once effects come from ids and keys (see natwork_ray.ports). So every call
-here is repeated until an answer comes or the time is up, and what must not happen twice is told apart by its id.
+Ray gives at-most-once or at-least-once; exactly-once effects come from ids and keys (see natwork_ray.ports). So every
+call here is repeated until an answer comes or the time is up, and what must not happen twice is told apart by its id.
 """
 
 from __future__ import annotations

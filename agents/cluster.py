@@ -1,26 +1,32 @@
 """A Ray cluster of one machine, started and ended by us alone.
 
 `ray start --head --block` runs as a child in a session of its own; what it was started with is written to
-`cluster.json` in the state directory, so that a later command finds it. Ending it ends that process and what came from it,
-by process id and start time, and nothing else: `ray stop` would end every Ray of this user.
+`cluster.json` in the state directory, so that a later command finds it. Ending it ends that process and what came
+from it, by process id and start time, and nothing else: `ray stop` would end every Ray of this user.
+
+This module imports Ray only where it must: Ray reads its authentication settings at import, so they have to be in the
+environment before.
 
 Everything that can be told to stay on loopback is; what cannot is listed in SECURITY.md. Token authentication is on.
 """
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
 import secrets
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
-import ray
 
 from agents.naming import HOST_LABEL, NAMESPACE, NODE_LABEL
 from natwork_ray.domain.values import decode, encode, value
@@ -29,6 +35,7 @@ from natwork_ray.errors import ConflictError, NotFoundError, PreconditionError, 
 CLUSTER_FILE = "cluster.json"
 RAY_TOKEN_FILE = "ray-token"  # noqa: S105 - a file's name
 LOG_FILE = "ray.log"
+CONFIG_FILE = "natwork.toml"  # the settled configuration, for the processes of the cluster
 START_PATIENCE_S = 60.0
 END_PATIENCE_S = 20.0
 OBJECT_STORE_BYTES = 200 * 2**20
@@ -54,6 +61,7 @@ def environment(state_dir: Path) -> dict[str, str]:
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_DISABLE_IMPORT_WARNING": "1",
         "OMP_NUM_THREADS": "1",
+        "NATWORK_CONFIG": str(state_dir / CONFIG_FILE),
     }
 
 
@@ -67,7 +75,9 @@ def start(state_dir: Path, *, dashboard: bool, cpus: int | None = None) -> Clust
     """
     state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     if running(state_dir) is not None:
-        raise ConflictError(f"a cluster of {state_dir} is running", hint="`natwork status` shows it, `natwork down` ends it")
+        raise ConflictError(
+            f"a cluster of {state_dir} is running", hint="`natwork status` shows it, `natwork down` ends it"
+        )
     token = state_dir / RAY_TOKEN_FILE
     if not token.exists():
         with os.fdopen(os.open(token, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
@@ -98,13 +108,14 @@ def start(state_dir: Path, *, dashboard: bool, cpus: int | None = None) -> Clust
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
-            env={**os.environ, **environment(state_dir)},
+            # The settled configuration must not be overridden by variables that it has taken into account already.
+            env={k: v for k, v in os.environ.items() if not k.startswith("NATWORK_")} | environment(state_dir),
             start_new_session=True,
         )
     record = ClusterRecord(
         pid=process.pid,
         created_s=psutil.Process(process.pid).create_time(),
-        address=f"{_own_address()}:{gcs}",
+        address="",
         dashboard_port=board if dashboard else None,
         metrics_port=metrics,
         temp_dir=temp_dir,
@@ -112,6 +123,8 @@ def start(state_dir: Path, *, dashboard: bool, cpus: int | None = None) -> Clust
     (state_dir / CLUSTER_FILE).write_bytes(encode(record))
     try:
         _await_port(process, gcs, state_dir)
+        record = replace(record, address=_address(Path(temp_dir)))
+        (state_dir / CLUSTER_FILE).write_bytes(encode(record))
     except BaseException:
         end(state_dir)
         raise
@@ -136,16 +149,30 @@ def connect(state_dir: Path) -> ClusterRecord:
     record = running(state_dir)
     if record is None:
         raise NotFoundError(f"no cluster of {state_dir} is running", hint="`natwork up` starts one")
-    os.environ.update(environment(state_dir))
+    if not environment(state_dir).items() <= os.environ.items():
+        raise ConflictError(
+            "Ray's token was not in the environment before Ray was imported",
+            hint="update os.environ with agents.cluster.environment(state_dir) first, then import the other agents",
+        )
+    import ray
+
     if not ray.is_initialized():
         ray.init(
             address=record.address,
             namespace=NAMESPACE,
             log_to_driver=False,
             configure_logging=True,
-            logging_level="ERROR",
+            logging_level=logging.ERROR,
         )
     return record
+
+
+def disconnect() -> None:
+    """Stop being a client, if this process is one."""
+    import ray  # noqa: PLC0415 - as above
+
+    if ray.is_initialized():
+        ray.shutdown()
 
 
 def end(state_dir: Path) -> bool:
@@ -162,14 +189,13 @@ def end(state_dir: Path) -> bool:
     head = _process(record)
     if head is not None:
         family = [head, *head.children(recursive=True)]
-        head.terminate()
-        _, alive = psutil.wait_procs(family, timeout=END_PATIENCE_S / 2)
-        for process in alive:
-            try:
-                process.kill()
-            except psutil.NoSuchProcess:
-                continue
-        _, alive = psutil.wait_procs(alive, timeout=END_PATIENCE_S / 2)
+        # Ray's own ending waits long for each part in turn; what must last is in the journal, not in Ray.
+        for signalled, patience_s in ((signal.SIGTERM, 3.0), (signal.SIGKILL, END_PATIENCE_S)):
+            for process in family:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.send_signal(signalled)
+            _, family = psutil.wait_procs(family, timeout=patience_s)
+        alive = family
         if alive:
             raise TimedOutError(
                 f"processes {[p.pid for p in alive]} of the cluster do not end", hint="end them by hand"
@@ -206,9 +232,15 @@ def _await_port(process: subprocess.Popen[bytes], port: int, state_dir: Path) ->
     raise TimedOutError(f"Ray did not answer within {START_PATIENCE_S:.0f} s", hint=f"see {state_dir / LOG_FILE}")
 
 
-def _own_address() -> str:
-    """The address that Ray will choose for itself: its nodes refuse clients that come by another one."""
-    return str(ray.util.get_node_ip_address())
+def _address(temp_dir: Path) -> str:
+    """The address that Ray chose for itself: its nodes refuse clients that come by another one."""
+    deadline = time.monotonic() + START_PATIENCE_S
+    path = temp_dir / "ray_current_cluster"
+    while time.monotonic() < deadline:
+        if path.exists() and (address := path.read_text().strip()):
+            return address
+        time.sleep(0.1)
+    raise TimedOutError(f"Ray wrote no address to {path}", hint="see ray.log in the state directory")
 
 
 def _free_ports(count: int) -> list[int]:

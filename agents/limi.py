@@ -1,8 +1,8 @@
 """LiMi agents: one per node, pinned to it, the hands of the loop on that node (D3.3 section 2.1).
 
 For now each drives the emulated runtime; with runC and CRIU the same class gets the real one from
-`natwork_ray.backends`. Delivery is at-least-once: a key that was carried out is answered, not carried out again (the ports'
-contract), so an agent killed at any moment can simply be asked again.
+`natwork_ray.backends`. Delivery is at-least-once: a key that was carried out is answered, not carried out again (the
+ports' contract), so an agent killed at any moment can simply be asked again.
 """
 
 from __future__ import annotations
@@ -69,9 +69,14 @@ def start_limi(node: str, *, namespace: str = NAMESPACE) -> LimiClient:
         max_task_retries=0,
         max_concurrency=100,
         num_cpus=0,
-        label_selector=home_of(node, [n["Labels"] for n in ray.nodes() if n["Alive"]]),
+        label_selector=home_of(node, machines()),
     ).remote(node, namespace)
     return LimiClient(node, namespace)
+
+
+def machines() -> list[dict[str, Any]]:
+    """Labels of the live machines of the cluster."""
+    return [node["Labels"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
 
 
 def home_of(node: str, labels: list[dict[str, Any]]) -> dict[str, str]:

@@ -1,7 +1,7 @@
 """`natwork_*` metrics on Ray's Prometheus endpoint (Ray puts its own prefix `ray_` before each name).
 
-Only long-lived actors report: Ray forgets a series when its process ends. Metrics are read back from the
-journal's state after a restart, so gauges continue where they stood; counters start again at zero, as Prometheus expects.
+Only long-lived actors report: Ray forgets a series when its process ends. After a restart counters start again at zero,
+as Prometheus expects.
 """
 
 from __future__ import annotations

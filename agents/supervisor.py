@@ -1,14 +1,15 @@
 """The supervisor turns the loop: it starts the agents, keeps the pace and carries on after anyone's death.
 
-It holds nothing that cannot be read back: where the loop stands is asked of the control actor, profiles are learnt again from
-the same commissioning hour, windows are read from the telemetry source. In a world with a virtual clock, time stands
-still until a turn is done (docs/adr/0006); under `natwork up` the same turns follow the wall clock.
+It holds nothing that cannot be read back: where the loop stands is asked of the control actor, profiles are learnt
+again from the same commissioning hour, windows are read from the telemetry source. In a world with a virtual
+clock, time stands still until a turn is done (docs/adr/0006); under `natwork up` the same turns follow the wall clock.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from natwork_ray.config import Config
 from natwork_ray.control.cycle import Hands, LoopCycle, Turn
 from natwork_ray.control.events import RunStarted
 from natwork_ray.control.executor import Executor
+from natwork_ray.errors import NatworkError
 from natwork_ray.profiling.profile import ProfileBook
 
 
@@ -128,31 +130,35 @@ class Supervisor:
 
 
 class SupervisorActor:
-    """The supervisor as a detached actor, for `natwork up`: keeps the pace of the wall clock."""
+    """The supervisor as a detached actor, for `natwork up`: keeps the pace of the wall clock.
+
+    It turns in a thread of its own from the moment it is made, so a restarted one goes on unasked.
+    """
 
     def __init__(self, config: Config, state_dir: Path, namespace: str) -> None:
         self._config, self._state_dir, self._namespace = config, state_dir, namespace
-        self._task: asyncio.Task[None] | None = None
-        self._error = ""
+        self._trouble = ""
+        self._ended = False
+        threading.Thread(target=lambda: asyncio.run(self._keep_turning()), name="loop", daemon=True).start()
 
-    async def start(self) -> None:
-        """Begin to turn the loop in the background; harmless when it turns already."""
-        if self._task is None or self._task.done():
-            self._task = asyncio.create_task(self._keep_turning())
-
-    async def health(self) -> str:
-        """Empty when all is well, else what went wrong."""
-        if self._task is not None and self._task.done() and not self._task.cancelled():
-            error = self._task.exception()
-            if error is not None:
-                return str(error)
-        return ""
+    async def health(self) -> tuple[str, bool]:
+        """What went wrong in the newest turn (empty when all is well), and whether the world's run has ended."""
+        return self._trouble, self._ended
 
     async def pid(self) -> int:
         """Process id."""
         return os.getpid()
 
     async def _keep_turning(self) -> None:
+        while not self._ended:
+            try:
+                await self._turn_to_the_end()
+            except NatworkError as error:
+                # An agent or the model is away. What is under way lies in the outbox and is delivered again.
+                self._trouble = str(error)
+                await asyncio.sleep(1.0)
+
+    async def _turn_to_the_end(self) -> None:
         supervisor = await Supervisor.begin(self._config, self._state_dir, namespace=self._namespace)
         pace_s = supervisor.facts.step_s / self._config.emulation.speed
         at_s = await supervisor.stands_at_s()
@@ -160,12 +166,14 @@ class SupervisorActor:
         while at_s + supervisor.facts.step_s <= supervisor.facts.ends_s + 1e-6:
             at_s += supervisor.facts.step_s
             await supervisor.turn(at_s)
+            self._trouble = ""
             due = max(due + pace_s, time.monotonic())
             await asyncio.sleep(due - time.monotonic())
+        self._ended = True
 
 
 def start_supervisor(config: Config, state_dir: Path, *, namespace: str = NAMESPACE) -> NamedActor:
-    """Make the supervisor actor, or find it; it begins to turn when `start` is called."""
+    """Make the supervisor actor, or find it; it turns from then on."""
     ray.remote(SupervisorActor).options(
         name=SUPERVISOR,
         namespace=namespace,

@@ -1,8 +1,8 @@
 """The world as an actor, for worlds that live in memory (emulation, recordings).
 
-Agents in several processes must act on one testbed, so it has a process of its own. It stands for the physical world: it
-is not restarted when it dies, because a world that forgets is not the same world. A real testbed has no such actor: its
-adapters reach machines that are there anyway.
+Agents in several processes must act on one testbed, so it has a process of its own. It stands for the physical world:
+it is not restarted when it dies, because a world that forgets is not the same world. A real testbed has no such
+actor: its adapters reach machines that are there anyway.
 """
 
 from __future__ import annotations

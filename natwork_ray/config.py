@@ -10,6 +10,7 @@ Every field has a default and a sentence; `docs/configuration.md` is generated f
 from __future__ import annotations
 
 import difflib
+import json
 import os
 import tomllib
 from collections.abc import Mapping
@@ -89,6 +90,13 @@ class HttpConfig(Section):
     max_body_bytes: int = Field(default=16_777_216, ge=1024, description="Larger request bodies are refused with 413.")
 
 
+class ReplayConfig(Section):
+    """Recorded telemetry."""
+
+    folder: Path | None = Field(default=None, description="Recordings in iAnomaly's format (backend = replay).")
+    run: str | None = Field(default=None, description="Name of the run to replay; by default the last one.")
+
+
 class EmulationConfig(Section):
     """The emulated testbed."""
 
@@ -109,13 +117,15 @@ class Config(Section):
         default=Path("~/.local/state/natwork"), description="Journal, keys, tokens and logs; created with mode 0700."
     )
     data_dir: Path | None = Field(
-        default=None, description="Public data sets for evaluation; `natwork data` says where from."
+        default=None, description="Folder of public data sets, for evaluation (docs/data.md)."
     )
+    model: Path | None = Field(default=None, description="Profiler model to serve instead of the shipped one.")
     loop: LoopConfig = LoopConfig()
     alarm: AlarmConfig = AlarmConfig()
     sla: SlaConfig = SlaConfig()
     http: HttpConfig = HttpConfig()
     emulation: EmulationConfig = EmulationConfig()
+    replay: ReplayConfig = ReplayConfig()
 
 
 _SECTIONS = frozenset(n for n, f in Config.model_fields.items() if isinstance(f.default, Section))
@@ -156,6 +166,19 @@ def load_config(
             f"{source}: {key} = {first['input']!r}: {first['msg']}",
             hint="see docs/configuration.md for the range",
         ) from error
+
+
+def to_toml(config: Config) -> str:
+    """The whole configuration as a TOML file that `load_config` reads back to an equal one."""
+    lines: list[str] = []
+    sections: list[str] = []
+    for name, item in config.model_dump(mode="json", exclude_none=True).items():
+        if isinstance(item, dict):
+            # JSON's strings, numbers and booleans are TOML's as well.
+            sections += ["", f"[{name}]", *(f"{key} = {json.dumps(inner)}" for key, inner in item.items())]
+        else:
+            lines.append(f"{name} = {json.dumps(item)}")
+    return "\n".join((*lines, *sections)) + "\n"
 
 
 def known_keys() -> dict[str, FieldInfo]:

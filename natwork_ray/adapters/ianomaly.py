@@ -9,8 +9,8 @@ Rules kept:
 - Units are turned into SI once, here: bytes per ns and requests per ns become per second, ns become seconds.
 - The data write 0 for a latency that was not measured, because nobody asked in those 10 s. That is NaN here.
 - The anomaly type is no column. It is derived from how the set was recorded: an `other_anoms` file holds three blocks,
-  CPU, memory and network delay in this order; a block of at most 8 rows in a `usersurge` file is a spike, a longer one a
-  step. Where a file does not fit this, its anomalous rows are of unlabelled type (-1).
+  CPU, memory and network delay in this order; a block of at most 8 rows in a `usersurge` file is a spike, a longer one
+  a step. Where a file does not fit this, its anomalous rows are of unlabelled type (-1).
 - Parsing is strict and bounded: an odd cell is an `InputError` with file, row and column, never a guess.
 
 The set carries no licence, so it is read from where the user has it and is not part of this package.
@@ -120,7 +120,7 @@ def read_recordings(folder: Path) -> tuple[Recording, ...]:
         if match is None:
             raise InputError(
                 f"{path}: not a name of the iAnomaly format",
-                hint="files are named <service>_normal<n>.csv, <service>_other_anoms<n>.csv, <service>_usersurge<n>.csv",
+                hint="names are <service>_normal<n>.csv, <service>_other_anoms<n>.csv, <service>_usersurge<n>.csv",
             )
         kind = RecordingKind(match["kind"])
         found.append((int(match["run"] or 1), match["service"], kind, path))
@@ -150,7 +150,7 @@ def read_recording(path: Path, *, service: str, run: str, kind: RecordingKind) -
     """Parse one file.
 
     Raises:
-        InputError: the file breaks the format; the message names file, row (1 is the first below the header) and column.
+        InputError: the file breaks the format; the message names file, row (1 is the first below the header), column.
     """
     with_label = kind is not RecordingKind.NORMAL
     table = _read_table(path, with_label=with_label)
@@ -234,7 +234,8 @@ def _places(path: Path, header: list[str], wanted: list[str]) -> dict[str, int]:
 def _numbers(path: Path, number: int, cells: list[str], places: dict[str, int]) -> list[float]:
     if len(cells) != places[""]:
         raise InputError(
-            f"{path}, row {number}: {len(cells)} cells instead of {places['']}", hint="every row is as wide as the header"
+            f"{path}, row {number}: {len(cells)} cells instead of {places['']}",
+            hint="every row is as wide as the header",
         )
     row = []
     for name, place in places.items():

@@ -1,0 +1,101 @@
+"""`natwork`: the command line.
+
+Exit codes: 0 done, 1 failed, 2 usage, 3 precondition missing, 4 verification failed, 5 refused by policy, 6 timed out
+(docs/cli.md). With --json, stdout holds one JSON object and nothing else.
+
+Ray reads its settings when it is imported, and importing it takes a second. So commands import agents and Serve apps
+only after they have set the environment, inside the functions that need them.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import click
+import typer
+
+from natwork_ray import __version__
+from natwork_ray.cli import audit, bench, demo, lifecycle, operate, train
+from natwork_ray.cli.output import talk
+from natwork_ray.cli.settings import remember
+from natwork_ray.errors import ExitCode, NatworkError
+
+app = typer.Typer(
+    name="natwork",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Intent-based, adaptive security for 6G services: one closed loop on Ray.\n\n"
+    "Start with `natwork demo`. Exit codes: 0 done, 1 failed, 2 usage, 3 precondition missing, "
+    "4 verification failed, 5 refused by policy, 6 timed out.",
+)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def common(
+    config: Annotated[
+        Path | None, typer.Option(help="Configuration file (TOML). Environment NATWORK_... and --set override it.")
+    ] = None,
+    assignments: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Set a configuration key, e.g. --set loop.mode=approve."),
+    ] = None,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Options of every command."""
+    remember(config, assignments or [])
+
+
+app.command("demo", epilog=demo.EXAMPLES)(demo.demo)
+app.command("up", epilog=lifecycle.UP_EXAMPLES)(lifecycle.up)
+app.command("status")(lifecycle.status)
+app.command("down")(lifecycle.down)
+app.command("doctor")(lifecycle.doctor)
+app.command("decisions")(operate.decisions)
+app.command("approve", epilog=operate.APPROVE_EXAMPLES)(operate.approve)
+app.command("mode")(operate.mode)
+app.add_typer(audit.app, name="audit")
+app.add_typer(train.train_app, name="train")
+app.add_typer(train.reproduce_app, name="reproduce")
+app.add_typer(bench.app, name="bench")
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    try:
+        result = app(standalone_mode=False)
+        code = result if isinstance(result, int) else ExitCode.DONE
+    except NatworkError as error:
+        talk.print(f"error: {error.what}", style="red", markup=False)
+        talk.print(f"hint: {error.hint}", markup=False)
+        code = error.exit_code
+    except click.exceptions.Abort:
+        talk.print("interrupted", style="yellow")
+        code = ExitCode.FAILED
+    except click.ClickException as error:
+        error.show(file=sys.stderr)
+        code = ExitCode.USAGE if isinstance(error, click.UsageError) else ExitCode.FAILED
+    except KeyboardInterrupt:
+        talk.print("interrupted", style="yellow")
+        code = ExitCode.FAILED
+    except BrokenPipeError:
+        # The reader of our output has gone (`natwork ... | head`).
+        sys.stderr.close()
+        code = ExitCode.FAILED
+    sys.exit(int(code))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,123 @@
+"""Making the record of a run from what its actors know."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from natwork_ray.adapters.sqlite_journal import SqliteJournal
+from natwork_ray.audit.verify import AuditReport, verify_export
+from natwork_ray.backends import WorldFacts
+from natwork_ray.config import AlarmConfig, Config
+from natwork_ray.control.alarms import AlarmVote
+from natwork_ray.control.cycle import Turn
+from natwork_ray.domain.anomaly import AnomalyVerdict
+from natwork_ray.domain.runs import DetectionScore, RunRecord
+from natwork_ray.domain.telemetry import NodeUsage
+from natwork_ray.domain.topology import Topology
+from natwork_ray.profiling.evaluation import score_events
+
+if TYPE_CHECKING:
+    from agents.supervisor import Supervisor
+
+GRACE_S = 60.0  # an alarm so long after the end of an event is still due to it
+USAGE_EVERY = 6  # node usage is drawn at one point a minute
+
+
+@dataclass
+class Chronicle:
+    """What happened, turn by turn."""
+
+    windows: int = 0
+    verdicts: list[AnomalyVerdict] = field(default_factory=list)
+    turns: list[Turn] = field(default_factory=list)
+
+    def add(self, turn: Turn) -> None:
+        """Take a turn in."""
+        self.windows += turn.scanned
+        self.verdicts += turn.judgement.verdicts
+        self.turns.append(turn)
+
+    def alarms(self, settings: AlarmConfig) -> list[AnomalyVerdict]:
+        """Verdicts that made an alarm, by the same vote as the loop's; one alarm per container and cool-down."""
+        votes: dict[str, AlarmVote] = {}
+        quiet_until_s: dict[str, float] = {}
+        raised: list[AnomalyVerdict] = []
+        for number, turn in enumerate(self.turns):
+            for verdict in turn.judgement.verdicts:
+                kind = votes.setdefault(verdict.container, AlarmVote()).add(number, verdict, settings)
+                if kind is not None and verdict.at_s >= quiet_until_s.get(verdict.container, 0.0):
+                    raised.append(verdict)
+                    quiet_until_s[verdict.container] = verdict.at_s + settings.cooldown_s
+        return raised
+
+
+def score(facts: WorldFacts, alarms: list[AnomalyVerdict], *, hours: float) -> DetectionScore:
+    """Alarms against the truth. An alarm on a direct neighbour during an event is due to that event, not false."""
+    due = {
+        id(alarm)
+        for event, neighbours in zip(facts.truth, facts.affected, strict=True)
+        for alarm in alarms
+        if alarm.container in neighbours
+        and alarm.container != event.container
+        and event.start_s <= alarm.at_s <= event.end_s + GRACE_S
+    }
+    own = {
+        id(alarm)
+        for event in facts.truth
+        for alarm in alarms
+        if alarm.container == event.container and event.start_s <= alarm.at_s <= event.end_s + GRACE_S
+    }
+    return score_events([a for a in alarms if id(a) in own or id(a) not in due], facts.truth, hours, GRACE_S)
+
+
+def verify_log(state_dir: Path, audit_file: Path) -> AuditReport:
+    """Export the audit log and verify the file, with the key pinned from the state directory."""
+    journal = SqliteJournal.open_read_only(state_dir)
+    try:
+        with audit_file.open("wb") as stream:
+            journal.export(stream)
+        with audit_file.open("rb") as stream:
+            return verify_export(stream, pinned_key=journal.verifier_key)
+    finally:
+        journal.close()
+
+
+async def make_record(
+    supervisor: Supervisor, config: Config, chronicle: Chronicle, before: Topology, *, audit_file: Path
+) -> RunRecord:
+    """Ask everyone, once the run is over."""
+    world, control = supervisor.crew.world, supervisor.crew.control
+    facts = await world.facts()
+    status = await control.status()
+    ended_s = chronicle.turns[-1].at_s if chronicle.turns else facts.begins_s
+    usage: list[NodeUsage] = []
+    for turn in chronicle.turns[::USAGE_EVERY]:
+        usage += await world.node_usage(at_s=turn.at_s)
+    report = verify_log(config.state_dir, audit_file)
+    hours = max(ended_s - facts.begins_s, facts.step_s) / 3600
+    return RunRecord(
+        scenario=facts.scenario,
+        seed=facts.seed,
+        backend=facts.backend,
+        mode=config.loop.mode,
+        detector="annex-a" if config.model is None else f"annex-a, trained as {config.model.name}",
+        started_s=facts.begins_s,
+        ended_s=ended_s,
+        windows=chronicle.windows,
+        topology_before=before,
+        topology_after=status.topology,
+        telemetry=await world.window(end_s=ended_s, length=round(ended_s / facts.step_s)),
+        node_usage=tuple(usage),
+        truth=facts.truth,
+        verdicts=tuple(chronicle.verdicts),
+        decisions=await control.decisions(),
+        outcomes=await control.outcomes(),
+        quota=status.quota,
+        score=score(facts, chronicle.alarms(config.alarm), hours=hours),
+        audit_entries=report.entries,
+        audit_root=report.root,
+        audit_verified=True,
+        wall_s=0.0,
+    )

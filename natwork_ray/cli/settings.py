@@ -1,0 +1,36 @@
+"""The configuration of this invocation: file < environment < `--set` < the command's own options."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from natwork_ray.config import Config, load_config
+from natwork_ray.errors import UsageError
+
+_file: Path | None = None
+_flags: dict[str, str] = {}
+
+
+def remember(file: Path | None, assignments: list[str]) -> None:
+    """Keep the options that stand before the command."""
+    global _file  # noqa: PLW0603 - one invocation, one process
+    _file = file
+    _flags.clear()
+    for text in assignments:
+        key, equals, given = text.partition("=")
+        if not equals:
+            raise UsageError(f"--set {text}: no value", hint="write --set KEY=VALUE, e.g. --set loop.mode=act")
+        _flags[key.strip()] = given.strip()
+
+
+def settle(**options: Any) -> Config:
+    """The configuration, with the command's own options (section__key=value, None for not given) on top."""
+    given = {key.replace("__", "."): item for key, item in options.items() if item is not None}
+    config = load_config(file=_file, flags={**_flags, **given})
+    return config.model_copy(update={"state_dir": config.state_dir.expanduser().absolute()})
+
+
+def named(key: str) -> bool:
+    """Whether `--set` named the key, so that a command's own default must not override it."""
+    return key in _flags

@@ -1,0 +1,86 @@
+"""The gateway on Ray Serve: HTTP in front of the control actor.
+
+The replica keeps a client of the control actor, which finds the actor again after it was restarted, and nothing else.
+The token is read in the replica, from NATWORK_API_TOKEN or from <state_dir>/api-token, so that it never travels through
+Serve's configuration or a pickled object.
+
+    serve run serve_apps.gateway:app
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from ray import serve
+from starlette.types import ASGIApp
+
+from agents.control import ControlClient, connect
+from natwork_ray.config import load_config
+from natwork_ray.errors import PreconditionError
+from serve_apps.gateway_api import create_app
+from serve_apps.security import LOOPBACK_HOSTS
+
+TOKEN_FILE = "api-token"  # noqa: S105 - the name of the file, not a token
+_PATIENCE_S = 10.0
+_MAX_TOKEN_BYTES = 4096
+
+
+def read_token(state_dir: Path, environ: dict[str, str] | None = None) -> str:
+    """The API token: NATWORK_API_TOKEN if set, else the content of <state_dir>/api-token.
+
+    Raises:
+        PreconditionError: there is neither, or the file is readable by others.
+    """
+    named = (os.environ if environ is None else environ).get("NATWORK_API_TOKEN", "")
+    if named:
+        return named
+    path = state_dir.expanduser() / TOKEN_FILE
+    try:
+        with path.open("rb") as file:
+            shared = os.fstat(file.fileno()).st_mode & 0o077
+            token = file.read(_MAX_TOKEN_BYTES).decode("ascii").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise PreconditionError(
+            f"cannot read the API token {path}: {error}",
+            hint="set NATWORK_API_TOKEN, or let `natwork up` make the file",
+        ) from error
+    if shared:
+        raise PreconditionError(f"others may read the API token {path}", hint=f"chmod 600 {path}")
+    return token
+
+
+class GatewayReplica:
+    """One replica."""
+
+    def __init__(self) -> None:
+        config = load_config()
+        self._http = config.http
+        self._token = read_token(config.state_dir)
+        self._control = connect(patience_s=_PATIENCE_S)
+
+    def __serve_build_asgi_app__(self) -> ASGIApp:
+        """The application, built in the replica."""
+
+        async def provide() -> ControlClient:
+            return self._control
+
+        return create_app(
+            provide,
+            token=self._token,
+            max_body_bytes=self._http.max_body_bytes,
+            allowed_hosts=(*LOOPBACK_HOSTS, self._http.host),
+        )
+
+
+Gateway: serve.Deployment = serve.deployment(
+    name="Gateway",
+    num_replicas=1,
+    max_ongoing_requests=128,
+    health_check_period_s=5,
+    health_check_timeout_s=10,
+    graceful_shutdown_timeout_s=5,
+    ray_actor_options={"num_cpus": 0.1},
+)(serve.ingress()(GatewayReplica))
+
+app = Gateway.bind()
