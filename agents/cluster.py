@@ -169,7 +169,7 @@ def connect(state_dir: Path) -> ClusterRecord:
 
 def disconnect() -> None:
     """Stop being a client, if this process is one."""
-    import ray  # noqa: PLC0415 - as above
+    import ray
 
     if ray.is_initialized():
         ray.shutdown()

@@ -11,10 +11,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from natwork_ray.adapters.model_directory import ModelDirectory
+from natwork_ray.adapters.replay import ReplayTelemetry
 from natwork_ray.config import Config
+from natwork_ray.control.cycle import Judgement
 from natwork_ray.control.executor import Executor
 from natwork_ray.domain.actions import ActionOutcome, Instruction
 from natwork_ray.domain.labelled import LabelledEvent
+from natwork_ray.domain.telemetry import TelemetryWindow
 from natwork_ray.domain.values import Backend, value
 from natwork_ray.emulation.injections import draw_schedule
 from natwork_ray.emulation.ports import (
@@ -24,10 +28,16 @@ from natwork_ray.emulation.ports import (
     EmulatedRuntime,
     EmulatedTelemetry,
 )
-from natwork_ray.emulation.scenarios import scenario
+from natwork_ray.emulation.scenarios import Scenario, scenario
+from natwork_ray.emulation.services import ServiceProfile
 from natwork_ray.emulation.testbed import Testbed
-from natwork_ray.errors import PreconditionError
+from natwork_ray.errors import PreconditionError, UsageError
 from natwork_ray.ports import Clock, ContainerRuntime, Firewall, Orchestrator, TelemetrySource
+from natwork_ray.profiling.detector import TwoStageDetector
+from natwork_ray.profiling.model_file import DEFAULT_MODEL, loads
+from natwork_ray.profiling.profile import ProfileBook
+
+SECONDS_PER_ROUND = 5400.0  # each kind of anomaly and attack once in so long
 
 
 @value
@@ -95,7 +105,8 @@ def _emulated(config: Config) -> World:
     ends_s = begins_s + _whole_steps(config.emulation.duration_s, config.loop.step_s)
     rng = np.random.default_rng(np.random.SeedSequence((config.emulation.seed, 1)))
     # The last minutes stay free, so that the end of the last anomaly is seen as well.
-    schedule = draw_schedule(chosen.topology, rng, begins_s + 60.0, ends_s - 120.0)
+    rounds = max(1, round((ends_s - begins_s) / SECONDS_PER_ROUND))
+    schedule = draw_schedule(chosen.topology, rng, begins_s + 60.0, ends_s - 120.0, per_kind=rounds)
     testbed = Testbed(chosen, seed=config.emulation.seed, schedule=schedule, step_s=config.loop.step_s)
     testbed.commission(begins_s)
 
@@ -127,7 +138,89 @@ def _emulated(config: Config) -> World:
 
 
 def _replayed(config: Config) -> World:
-    raise PreconditionError("replay", hint="...")
+    """Recorded telemetry, emulated hands: actions move emulated containers and cannot change what was recorded."""
+    if config.replay.folder is None:
+        raise PreconditionError("backend is replay, but no recordings are named", hint="set replay.folder")
+    replay = ReplayTelemetry.open(config.replay.folder, run=config.replay.run)
+    if replay.step_s != config.loop.step_s:
+        raise UsageError(
+            f"recorded every {replay.step_s} s, but loop.step_s = {config.loop.step_s}", hint="set them equal"
+        )
+    if replay.commissioning_s <= 0:
+        raise PreconditionError(
+            f"run {replay.run} has no normal recording to learn profiles from", hint="replay another run"
+        )
+    placement = replay.topology()
+    stage = Scenario(
+        name=f"run-{replay.run}", topology=placement, profiles={c.name: _STAND_IN for c in placement.containers}
+    )
+    testbed = Testbed(stage, seed=config.emulation.seed, step_s=config.loop.step_s)
+    testbed.commission(replay.commissioning_s)
+
+    def facts() -> WorldFacts:
+        truth = tuple(e for e in replay.truth() if e.end_s > replay.commissioning_s)
+        return WorldFacts(
+            backend=Backend.REPLAYED,
+            scenario=stage.name,
+            seed=config.emulation.seed,
+            step_s=replay.step_s,
+            now_s=testbed.now_s,
+            begins_s=replay.commissioning_s,
+            ends_s=replay.end_s,
+            truth=truth,
+            affected=tuple(() for _ in truth),
+            digest=testbed.digest(),
+        )
+
+    return World(
+        telemetry=replay,
+        runtime=EmulatedRuntime(testbed),
+        firewall=EmulatedFirewall(testbed),
+        orchestrator=EmulatedOrchestrator(testbed),
+        clock=EmulatedClock(testbed),
+        advance=lambda to_s: testbed.advance(max(to_s, testbed.now_s)),
+        facts=facts,
+        effects=testbed.effects,
+    )
+
+
+# What acts in place of a recorded service when it is moved or scaled; its own telemetry is never looked at.
+_STAND_IN = ServiceProfile(
+    demand_rps=1.0, normal_rps=1.0, cpu_s_per_request=0.2, service_time_s=0.1, rss_bytes=512.0 * 2**20
+)
+
+
+class LocalJudge:
+    """The detector in this process, as the loop's judge."""
+
+    def __init__(self, detector: TwoStageDetector, profiles: ProfileBook) -> None:
+        self._detector, self._profiles = detector, profiles
+
+    async def judge(self, window: TelemetryWindow) -> Judgement:
+        """See `Judge`."""
+        verdicts, degraded = self._detector.assess(window, self._profiles)
+        return Judgement(verdicts, degraded)
+
+
+def model_bytes(config: Config) -> bytes:
+    """The model that the configuration names, else the shipped one.
+
+    Raises:
+        PreconditionError, NotFoundError, StoreError: it cannot be read.
+    """
+    if config.model is None:
+        return ModelDirectory().load(DEFAULT_MODEL)
+    try:
+        return config.model.expanduser().read_bytes()
+    except OSError as error:
+        raise PreconditionError(
+            f"cannot read the model {config.model}: {error}", hint="`natwork train profiler` makes one"
+        ) from error
+
+
+def load_detector(config: Config) -> TwoStageDetector:
+    """As `model_bytes`, ready to use."""
+    return loads(model_bytes(config))
 
 
 def _whole_steps(seconds: float, step_s: float) -> float:

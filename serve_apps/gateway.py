@@ -9,45 +9,16 @@ Serve's configuration or a pickled object.
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-
 from ray import serve
 from starlette.types import ASGIApp
 
 from agents.control import ControlClient, connect
 from natwork_ray.config import load_config
-from natwork_ray.errors import PreconditionError
 from serve_apps.gateway_api import create_app
-from serve_apps.security import LOOPBACK_HOSTS
+from serve_apps.security import LOOPBACK_HOSTS, read_token
+from serve_apps.security import TOKEN_FILE as TOKEN_FILE
 
-TOKEN_FILE = "api-token"  # noqa: S105 - the name of the file, not a token
 _PATIENCE_S = 10.0
-_MAX_TOKEN_BYTES = 4096
-
-
-def read_token(state_dir: Path, environ: dict[str, str] | None = None) -> str:
-    """The API token: NATWORK_API_TOKEN if set, else the content of <state_dir>/api-token.
-
-    Raises:
-        PreconditionError: there is neither, or the file is readable by others.
-    """
-    named = (os.environ if environ is None else environ).get("NATWORK_API_TOKEN", "")
-    if named:
-        return named
-    path = state_dir.expanduser() / TOKEN_FILE
-    try:
-        with path.open("rb") as file:
-            shared = os.fstat(file.fileno()).st_mode & 0o077
-            token = file.read(_MAX_TOKEN_BYTES).decode("ascii").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise PreconditionError(
-            f"cannot read the API token {path}: {error}",
-            hint="set NATWORK_API_TOKEN, or let `natwork up` make the file",
-        ) from error
-    if shared:
-        raise PreconditionError(f"others may read the API token {path}", hint=f"chmod 600 {path}")
-    return token
 
 
 class GatewayReplica:

@@ -17,18 +17,22 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-from collections.abc import Iterable, Sequence
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 
 from starlette.datastructures import MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from natwork_ray.errors import UsageError
+from natwork_ray.errors import PreconditionError, UsageError
 from serve_apps.problems import problem
 
 LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "[::1]")
 _SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
 _MIN_TOKEN = 16
+TOKEN_FILE = "api-token"  # noqa: S105 - the name of the file, not a token
+_MAX_TOKEN_BYTES = 4096
 
 
 def token_digest(token: str) -> bytes:
@@ -43,6 +47,30 @@ def token_digest(token: str) -> bytes:
             hint=f"use at least {_MIN_TOKEN} visible ASCII characters, for example secrets.token_urlsafe(32)",
         )
     return hashlib.sha256(token.encode("ascii")).digest()
+
+
+def read_token(state_dir: Path, environ: Mapping[str, str] | None = None) -> str:
+    """The API token: NATWORK_API_TOKEN if set, else the content of <state_dir>/api-token.
+
+    Raises:
+        PreconditionError: there is neither, or the file is readable by others.
+    """
+    named = (os.environ if environ is None else environ).get("NATWORK_API_TOKEN", "")
+    if named:
+        return named
+    path = state_dir.expanduser() / TOKEN_FILE
+    try:
+        with path.open("rb") as file:
+            shared = os.fstat(file.fileno()).st_mode & 0o077
+            token = file.read(_MAX_TOKEN_BYTES).decode("ascii").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise PreconditionError(
+            f"cannot read the API token {path}: {error}",
+            hint="set NATWORK_API_TOKEN, or let `natwork up` make the file",
+        ) from error
+    if shared:
+        raise PreconditionError(f"others may read the API token {path}", hint=f"chmod 600 {path}")
+    return token
 
 
 class Door:

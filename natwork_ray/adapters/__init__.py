@@ -1,0 +1,1 @@
+"""Real systems and files behind the ports, one module each."""

@@ -1,0 +1,1 @@
+"""`natwork`, the command line. The one place here that may import agents and Serve apps."""

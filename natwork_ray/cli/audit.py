@@ -83,7 +83,8 @@ def export(
 def verify(
     file: Annotated[Path, typer.Argument(help="An exported log.")],
     public_key: Annotated[
-        str | None, typer.Option(help="The log's public key, or a file that holds it. Without it the file's own counts.")
+        str | None,
+        typer.Option(help="The log's public key, or a file that holds it. Without it the file's own counts."),
     ] = None,
     witness: Annotated[
         Path | None, typer.Option(help="An older signed checkpoint, kept elsewhere: the log must extend it.")
@@ -100,7 +101,9 @@ def verify(
     with stream:
         report = verify_export(stream, pinned_key=pinned, witness=older)
     if as_json:
-        write_json({"verified": True, **{k: v for k, v in asdict(report).items() if k != "key"}, "key": str(report.key)})
+        write_json(
+            {"verified": True, **{k: v for k, v in asdict(report).items() if k != "key"}, "key": str(report.key)}
+        )
         return
     talk.print(f"verified: {report.entries} entries, root {report.root}", style="green")
     if not report.pinned:

@@ -52,7 +52,9 @@ def demo(
         float | None, typer.Option(min=1, help="Length of the emulated run on the virtual clock (default: 90).")
     ] = None,
     run: Annotated[str | None, typer.Option(help="Which recorded run to replay (default: the last).")] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder for report, audit log and state (default: runs/...).")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for report, audit log and state (default: runs/...).")
+    ] = None,
     keep: Annotated[bool, typer.Option("--keep", help="Leave the system running, with its HTTP doors open.")] = False,
     output: FormatOption = Format.TABLE,
     as_json: JsonOption = False,
@@ -70,7 +72,7 @@ def demo(
         emulation__duration_s=minutes * 60 if minutes is not None else None,
         loop__mode=mode or (None if named("loop.mode") else Mode.ACT),
         sla__window_s=None if named("sla.window_s") else 86_400.0,
-        http__port=None if named("http.port") else _free_port(),
+        http__port=None if named("http.port") else free_port(),
     )
     place = (out or Path("runs") / f"demo-{time.strftime('%Y%m%d-%H%M%S')}-seed{config.emulation.seed}").absolute()
     if (place / "state").exists():
@@ -160,14 +162,16 @@ def _running_system(config: Config, *, keep: bool) -> Iterator[str]:
 
 
 def write_effective(config: Config) -> None:
-    """The settled configuration, where every process of the cluster reads it."""
+    """Write the settled configuration, where every process of the cluster reads it."""
     (config.state_dir / "natwork.toml").write_text(to_toml(config), encoding="utf-8")
 
 
 def _where_to_look(place: Path, report: Path, url: str | None, record: RunRecord, told: int) -> None:
     talk.print(f"\nReport:     {report}", soft_wrap=True)
-    talk.print(f"Audit log:  natwork audit verify {place / 'audit.log'} --public-key {place / 'state' / 'audit.pub'}",
-               soft_wrap=True)
+    talk.print(
+        f"Audit log:  natwork audit verify {place / 'audit.log'} --public-key {place / 'state' / 'audit.pub'}",
+        soft_wrap=True,
+    )
     talk.print(f"Decisions:  natwork --set state_dir={place / 'state'} decisions", soft_wrap=True)
     if url:
         talk.print(f"HTTP:       {url}/api/v1/state   (token in {place / 'state' / 'api-token'})", soft_wrap=True)
@@ -175,7 +179,8 @@ def _where_to_look(place: Path, report: Path, url: str | None, record: RunRecord
     talk.print(f"{told} lines of story, {record.wall_s:.0f} s in all.", style="dim")
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of loopback that is free at this moment."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

@@ -14,7 +14,7 @@ _flags: dict[str, str] = {}
 
 def remember(file: Path | None, assignments: list[str]) -> None:
     """Keep the options that stand before the command."""
-    global _file  # noqa: PLW0603 - one invocation, one process
+    global _file
     _file = file
     _flags.clear()
     for text in assignments:

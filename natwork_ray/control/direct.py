@@ -1,8 +1,8 @@
 """`ControlApi` in one process, with group commit.
 
 While one batch is being written, calls that arrive wait together and become the next batch: one transaction, one
-signature and one fsync for all of them. Handling and writing happen on the event loop's own thread, so a reader never sees a
-state that is not on the disk.
+signature and one fsync for all of them. Handling and writing happen on the event loop's own thread, so a reader
+never sees a state that is not on the disk.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -267,6 +268,9 @@ def grid(n: int, *, seed: int = 0) -> Scenario:
     return Scenario(f"grid-{n}", topology, profiles, (spare,))
 
 
+MAX_GRID = 5000
+_GRID = re.compile(r"grid-([1-9][0-9]{0,3})")
+
 SCENARIOS: Mapping[str, Callable[[], Scenario]] = MappingProxyType(
     {
         "smart-city": smart_city,
@@ -278,11 +282,14 @@ SCENARIOS: Mapping[str, Callable[[], Scenario]] = MappingProxyType(
 
 
 def scenario(name: str) -> Scenario:
-    """The scenario of that name.
+    """The scenario of that name; `grid-N` makes N containers, 1 to 5000.
 
     Raises:
         UsageError: no such scenario; the hint names the closest.
     """
+    size = _GRID.fullmatch(name)
+    if size is not None and 1 <= int(size[1]) <= MAX_GRID:
+        return grid(int(size[1]))
     if name not in SCENARIOS:
         close = difflib.get_close_matches(name, SCENARIOS, n=1)
         raise UsageError(

@@ -22,8 +22,7 @@ class TrainingSettings:
 
     Attributes:
         seed: of initial weights, batch order, dropout and noise.
-        window: T, samples per window. Short windows won on recorded data; 4 is the shortest that pooling leaves a
-            pair of.
+        window: T, samples per window. Shorter ones find an anomaly as well, but tell spike from step less well.
         epochs, batch, learning_rate: of both networks.
         noise: standard deviation of the noise added to network inputs, in units of `detector.network_input`.
         balance: power of the class weights, 0 (none) to 1 (all classes count the same).
@@ -35,13 +34,13 @@ class TrainingSettings:
     """
 
     seed: int = 7
-    window: int = 4
+    window: int = 10
     epochs: int = 12
     batch: int = 256
     learning_rate: float = 0.003
     noise: float = 0.3
     balance: float = 0.0
-    folds: int = 3
+    folds: int = 2
     beta: float = 0.5
     normal_share: float = 0.5
     reject_below: float = 0.5

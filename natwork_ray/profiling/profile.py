@@ -5,8 +5,10 @@ and Tuesday for the next. So networks never see raw metrics: they see deviations
 
     deviation = clip((log1p(x / unit) - centre) / scale, -CLIP, CLIP)
 
-with the median as centre and the scaled median absolute deviation as scale, both unmoved by a few bad samples. The
-scale has a floor, because a metric that stood still for an hour would otherwise turn the first flicker into infinity.
+with the median as centre. The scale is the largest of three estimates of the standard deviation, from the median absolute
+deviation and from the 5 % and 95 % quantiles: a metric that rests and sometimes bursts (errors, latencies) has no median
+deviation, and its next burst would look like a catastrophe. Up to 5 % bad samples move neither. The scale has a floor,
+because a metric that stood still for an hour would otherwise turn the first flicker into infinity.
 
 Missing samples (NaN) count as "as usual", deviation 0: they can hide an anomaly, never make one. Three cases are told
 apart, none of them silent:
@@ -45,6 +47,8 @@ MIN_SAMPLES = 12
 UNPROFILED_SCALE = 1e9
 # Makes the median absolute deviation of a normal distribution equal to its standard deviation.
 _MAD_TO_SD = 1.4826
+# Distance of a normal distribution's 95 % quantile from its median, in standard deviations.
+_SD_TO_Q95 = 1.645
 FLEET = "*"
 _MAX_BOOK_BYTES = 16 * 2**20
 
@@ -198,8 +202,13 @@ def _profile(service: str, logs: Floats) -> ServiceProfile:
     for k in np.flatnonzero(samples >= MIN_SAMPLES):
         column = logs[:, k][~np.isnan(logs[:, k])].astype(np.float64)
         centre[k] = np.median(column)
-        spread = _MAD_TO_SD * np.median(np.abs(column - centre[k]))
-        scale[k] = max(SCALE_FLOOR, spread)
+        low, high = np.quantile(column, [0.05, 0.95])
+        scale[k] = max(
+            SCALE_FLOOR,
+            _MAD_TO_SD * float(np.median(np.abs(column - centre[k]))),
+            float(high - centre[k]) / _SD_TO_Q95,
+            float(centre[k] - low) / _SD_TO_Q95,
+        )
     return ServiceProfile(
         service=service,
         samples=tuple(int(n) for n in samples),
