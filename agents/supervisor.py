@@ -104,7 +104,7 @@ class Supervisor:
         """Let the world reach `at_s`, and turn the loop once."""
         await self.crew.world.advance(at_s)
         turn = await self._cycle.turn(at_s)
-        await self._welcome_new_nodes()
+        self._welcome_new_nodes(turn)
         return turn
 
     async def run(self, *, until_s: float | None = None, on_turn: Callable[[Turn], None] | None = None) -> int:
@@ -121,12 +121,11 @@ class Supervisor:
             at_s += step_s
         return turns
 
-    async def _welcome_new_nodes(self) -> None:
+    def _welcome_new_nodes(self, turn: Turn) -> None:
         """A node that joined (cluster autoscaling) gets its agent."""
-        status_nodes = {node.name for node in (await self.crew.world.topology()).nodes}
-        for name in sorted(status_nodes - set(self._hands)):
-            self.crew.limi[name] = start_limi(name, namespace=self._namespace)
-            self._hands[name] = self.crew.limi[name]
+        for node in turn.topology.nodes:
+            if node.name not in self._hands:
+                self._hands[node.name] = self.crew.limi[node.name] = start_limi(node.name, namespace=self._namespace)
 
 
 class SupervisorActor:

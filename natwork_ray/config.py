@@ -61,7 +61,7 @@ class AlarmConfig(Section):
     fast_deviation: float = Field(
         default=8.0, ge=0, description="Robust standard deviations that the fast path asks for."
     )
-    cooldown_s: float = Field(default=300.0, ge=0, description="No second decision for a container within this time.")
+    cooldown_s: float = Field(default=300.0, ge=0, description="No second decision for a container and kind of anomaly within this time.")
     calm_s: float = Field(
         default=900.0, gt=0, description="Resources that were added go back after this long without an alarm."
     )

@@ -73,6 +73,7 @@ class Turn:
     judgement: Judgement
     decisions: tuple[Decision, ...]
     outcomes: tuple[ActionOutcome, ...]
+    topology: Topology
 
 
 class LoopCycle:
@@ -96,65 +97,62 @@ class LoopCycle:
         self._node_hands = node_hands
         self._cluster_hands = cluster_hands
         self._window_length = window_length
+        self._told: Topology | None = None
 
     async def turn(self, at_s: float) -> Turn:
         """Judge the windows that end at `at_s`, decide, and carry out what was issued."""
         window = await self._telemetry.window(end_s=at_s, length=self._window_length)
         judgement = await self._judge.judge(window)
-        verdicts = await self._with_evidence(window, judgement.verdicts, at_s)
-        judgement = replace(judgement, verdicts=verdicts)
+        topology = await self._orchestrator.topology()
+        # A container that has gone since the window was taken is nobody to act upon.
+        there = tuple(v for v in judgement.verdicts if topology.container(v.container) is not None)
+        judgement = replace(judgement, verdicts=await self._with_evidence(window, there, at_s))
         event = VerdictsReached(
             id=f"verdicts@{at_s:.3f}",
             at_s=at_s,
             scanned=len(window.containers) - len(judgement.degraded),
-            verdicts=verdicts,
+            verdicts=judgement.verdicts,
             degraded=judgement.degraded,
         )
-        (answer,) = await self._control.submit((event,))
-        if isinstance(answer.error, NotFoundError):
-            answer = await self._with_fresh_topology(event)
+        *_, answer = await self._control.submit((*self._news_of(topology, at_s), event))
         step = answer.unwrap()
+        self._told = topology
         # Always asked: what a crash, an agent that was away or a person's approval left there is delivered now.
-        outcomes = await self.carry_out(await self._control.outbox(), at_s)
-        return Turn(at_s, event.scanned, judgement, step.decisions, outcomes)
+        outcomes = await self._carry_out(await self._control.outbox(), topology, at_s)
+        return Turn(at_s, event.scanned, judgement, step.decisions, outcomes, topology)
 
     async def drain(self, at_s: float) -> tuple[ActionOutcome, ...]:
         """Carry out whatever waits in the outbox: after a restart, or after an approval."""
-        return await self.carry_out(await self._control.outbox(), at_s)
+        pending = await self._control.outbox()
+        return await self._carry_out(pending, await self._orchestrator.topology(), at_s) if pending else ()
 
-    async def carry_out(self, instructions: Sequence[Instruction], at_s: float) -> tuple[ActionOutcome, ...]:
-        """Deliver instructions, report their outcomes, and tell the loop what the world looks like afterwards.
+    def _news_of(self, topology: Topology, at_s: float) -> tuple[Event, ...]:
+        """Tell the loop what runs where, when that is not what it was told last.
+
+        What an action changes is seen when it has taken effect, which may be turns after it was reported.
+        """
+        if topology == self._told:
+            return ()
+        return (TopologyObserved(id=f"topology@{at_s:.3f}", at_s=at_s, topology=topology),)
+
+    async def _carry_out(
+        self, instructions: Sequence[Instruction], topology: Topology, at_s: float
+    ) -> tuple[ActionOutcome, ...]:
+        """Deliver instructions and report their outcomes.
 
         An instruction that could not be delivered holds up no other: the outcomes of the others are reported first,
         then its error is raised. It stays in the outbox and is delivered again under its key.
         """
-        if not instructions:
-            return ()
-        topology = await self._orchestrator.topology()
         answers = await asyncio.gather(*(self._deliver(i, topology) for i in instructions), return_exceptions=True)
         outcomes = [a for a in answers if isinstance(a, ActionOutcome)]
         if outcomes:
-            await self._report(outcomes, at_s)
+            reports = [OutcomeReported(id=f"outcome:{o.key}", at_s=at_s, outcome=o) for o in outcomes]
+            for report in await self._control.submit(reports):
+                report.unwrap()
         for answer in answers:
             if isinstance(answer, BaseException):
                 raise answer
         return tuple(outcomes)
-
-    async def _report(self, outcomes: Sequence[ActionOutcome], at_s: float) -> None:
-        reports: list[Event] = [OutcomeReported(id=f"outcome:{o.key}", at_s=at_s, outcome=o) for o in outcomes]
-        after = await self._orchestrator.topology()
-        keys = "+".join(sorted(o.key for o in outcomes))
-        reports.append(TopologyObserved(id=f"topology:{keys}", at_s=at_s, topology=after))
-        for answer in await self._control.submit(reports):
-            answer.unwrap()
-
-    async def _with_fresh_topology(self, event: VerdictsReached) -> Answer:
-        """Containers came or went since the loop was last told: tell it, and judge only those that exist."""
-        topology = await self._orchestrator.topology()
-        verdicts = tuple(v for v in event.verdicts if topology.container(v.container) is not None)
-        seen = TopologyObserved(id=f"topology@{event.at_s:.3f}", at_s=event.at_s, topology=topology)
-        _, answer = await self._control.submit((seen, replace(event, verdicts=verdicts)))
-        return answer
 
     async def _deliver(self, instruction: Instruction, topology: Topology) -> ActionOutcome:
         return await self._hands(instruction, topology).execute(instruction)

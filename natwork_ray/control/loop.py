@@ -10,7 +10,7 @@ planner is not asked again, so a better planner or predictor in a later version 
 Rules kept
 1. An event is either handled whole or refused whole: everything is checked before anything is changed.
 2. No instruction without a reservation in the quota ledger that covers its predicted 95th percentile.
-3. At most one decision per container under way, and none during its cool-down.
+3. At most one decision per container under way, and none for the same kind during its cool-down.
 4. Mode observe issues nothing; mode approve issues nothing without a person's word.
 5. Resources that were added are given back after calm.
 
@@ -84,7 +84,8 @@ class ControlLoop:
         self._degraded: tuple[str, ...] = ()
         self._votes: dict[str, AlarmVote] = {}
         self._last_alarm_s: dict[str, float] = {}
-        self._quiet_until_s: dict[str, float] = {}
+        self._quiet_until_s: dict[tuple[str, AnomalyKind | None], float] = {}
+        self._changing_until_s: dict[str, float] = {}
         self._tried: dict[tuple[str, AnomalyKind], dict[MitigationKind, float]] = {}
         self._retrying: set[str] = set()
         self._decisions: dict[str, Decision] = {}
@@ -218,6 +219,7 @@ class ControlLoop:
         self._votes.clear()
         self._last_alarm_s.clear()
         self._quiet_until_s.clear()
+        self._changing_until_s.clear()
         self._tried.clear()
         body = {
             "run": event.id,
@@ -266,7 +268,7 @@ class ControlLoop:
             records.append(_record(event.at_s, AuditKind.DECISION, decision.container, plain(decision)))
             taken.append(decision)
             self._remember(decision)
-            self._quiet_until_s[decision.container] = event.at_s + self._settings.cooldown_s
+            self._quiet_until_s[decision.container, decision.kind] = event.at_s + self._settings.cooldown_s
             if decision.status is DecisionStatus.ISSUED:
                 instructions, more = self._issue(decision, event.at_s)
                 issued += instructions
@@ -296,8 +298,10 @@ class ControlLoop:
         if changed:
             self._remember(decision)
             self._counts[decision.status] += 1
-        quiet = max(event.at_s, outcome.finished_at_s) + self._settings.cooldown_s
-        self._quiet_until_s[decision.container] = max(self._quiet_until_s.get(decision.container, 0.0), quiet)
+        name, finished_s = decision.container, max(event.at_s, outcome.finished_at_s)
+        self._changing_until_s[name] = max(self._changing_until_s.get(name, 0.0), finished_s)
+        quiet_s = finished_s + self._settings.cooldown_s
+        self._quiet_until_s[name, decision.kind] = max(self._quiet_until_s.get((name, decision.kind), 0.0), quiet_s)
         if decision.kind is not None:
             tried = self._tried.setdefault((decision.container, decision.kind), {})
             tried[decision.mitigation] = event.at_s
@@ -373,7 +377,7 @@ class ControlLoop:
 
     def _decide(self, alarms: dict[str, Alarm], at_s: float) -> Iterator[Decision]:
         for name, alarm in alarms.items():
-            if not self._free(name, at_s):
+            if not self._free(name, alarm.kind, at_s):
                 continue
             culprit = self._slow_callee(name, alarm, at_s)
             if culprit is not None:
@@ -392,9 +396,16 @@ class ControlLoop:
             )
             yield choose(situation, self._mode, self._predict_move)
 
-    def _free(self, name: str, at_s: float) -> bool:
+    def _free(self, name: str, kind: AnomalyKind | None, at_s: float) -> bool:
+        """Nothing changes at the container, nobody is asked about it, and its cool-down for this kind is over.
+
+        The cool-down is per kind: first sight often misjudges (a leak begins like growing load), and a second kind in
+        alarm says that the first answer was not the whole of it.
+        """
+        if at_s <= self._changing_until_s.get(name, -1.0) or self._fleet.busy(name):
+            return False
         waiting = any(d.container == name for d in self._awaiting.values())
-        return at_s >= self._quiet_until_s.get(name, 0.0) and not self._fleet.busy(name) and not waiting
+        return at_s >= self._quiet_until_s.get((name, kind), 0.0) and not waiting
 
     def _next_id(self) -> str:
         return f"d-{len(self._decisions) + 1:06d}"
@@ -418,7 +429,11 @@ class ControlLoop:
             return  # nothing was added, so there is nothing to give back
         for container in self._fleet.topology.containers:
             calm_since = self._last_alarm_s.get(container.name)
-            if calm_since is None or at_s - calm_since < self._settings.calm_s or not self._free(container.name, at_s):
+            if (
+                calm_since is None
+                or at_s - calm_since < self._settings.calm_s
+                or not (self._free(container.name, None, at_s))
+            ):
                 continue
             decision = relax(
                 self._next_id(),

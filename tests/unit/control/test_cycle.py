@@ -149,8 +149,8 @@ def test_a_quiet_turn(stage: World) -> None:
     assert (result.scanned, result.decisions, result.outcomes) == (3, (), ())
     assert stage.service.loop.status().degraded == ("other",)
     assert stage.flows_asked == []
-    (event,) = stage.submitted
-    assert event.id == "verdicts@10.000"
+    # The first turn tells what runs where, later ones only when that has changed.
+    assert [event.id for event in stage.submitted] == ["topology@10.000", "verdicts@10.000"]
 
 
 def test_evidence_is_attached_and_flows_are_asked_only_where_they_matter(stage: World, world: Any) -> None:
@@ -163,7 +163,7 @@ def test_evidence_is_attached_and_flows_are_asked_only_where_they_matter(stage: 
     )
     turn(stage, 10.0)
     assert stage.flows_asked == [("back", "other")]
-    event = stage.submitted[0]
+    event = stage.submitted[1]
     assert isinstance(event, VerdictsReached)
     front, back, other = event.verdicts
     assert front.observed[Metric.MEMORY_RSS] == 4096.0
@@ -189,7 +189,19 @@ def test_hands_are_chosen_by_node_and_everything_is_reported(stage: World, world
     assert sorted(stage.effects) == [("cluster", "d-000003/0"), ("core", "d-000002/0"), ("edge", "d-000001/0")]
     assert {o.key for o in result.outcomes} == {"d-000001/0", "d-000002/0", "d-000003/0"}
     assert all(d.status is DecisionStatus.DONE for d in stage.service.loop.decisions())
-    assert [type(e) for e in stage.submitted[1:]] == [OutcomeReported] * 3 + [TopologyObserved]
+    assert [type(e) for e in stage.submitted] == [TopologyObserved, VerdictsReached] + [OutcomeReported] * 3
+
+
+def test_what_an_action_changes_is_told_when_it_is_seen(stage: World, world: Any) -> None:
+    cycle = stage.cycle()
+    asyncio.run(cycle.turn(10.0))
+    asyncio.run(cycle.turn(20.0))
+    stage.topology_now = world.topology(world.container("front", "core"))
+    asyncio.run(cycle.turn(30.0))
+    asyncio.run(cycle.turn(40.0))
+    told = [event.id for event in stage.submitted if isinstance(event, TopologyObserved)]
+    assert told == ["topology@10.000", "topology@30.000"]
+    assert stage.service.loop.status().topology == stage.topology_now
 
 
 def test_a_migration_goes_to_its_source_also_after_the_container_has_moved(stage: World, world: Any) -> None:
@@ -254,11 +266,10 @@ def test_two_drains_at_once_report_once(stage: World, world: Any) -> None:
     stage.fail_after_submit = True
     with pytest.raises(TimedOutError):
         turn(stage, 10.0)
-    pending = stage.service.loop.outbox()
 
     async def both() -> None:
         cycle = stage.cycle()
-        await asyncio.gather(cycle.carry_out(pending, 11.0), cycle.carry_out(pending, 11.0))
+        await asyncio.gather(cycle.drain(11.0), cycle.drain(11.0))
 
     asyncio.run(both())
     assert len(stage.effects) == len(stage.service.loop.outcomes()) == 1

@@ -63,6 +63,16 @@ def test_two_decisions_of_one_turn_never_promise_the_same_core(world: Any) -> No
     assert "0.5 free" in second.rejected[0].reason
 
 
+def test_cool_down_is_per_kind_of_anomaly(world: Any) -> None:
+    loop = started(world, alarm=AlarmConfig(votes_needed=1, votes_of=1))
+    (first,) = loop.handle(world.verdicts(110.0, world.verdict(kind=K.STEP_LOAD))).decisions
+    for instruction in loop.outbox():
+        report(world, loop, instruction.key, 110.0, finished_at_s=110.0)
+    assert loop.handle(world.verdicts(130.0, world.verdict(kind=K.STEP_LOAD))).decisions == ()
+    (second,) = loop.handle(world.verdicts(140.0, world.verdict(kind=K.HIGH_MEMORY))).decisions
+    assert (first.kind, second.kind) == (K.STEP_LOAD, K.HIGH_MEMORY)
+
+
 def test_cool_down_and_busy_keep_a_second_decision_away(world: Any) -> None:
     loop = started(world)
     loop.handle(world.verdicts(10.0, world.verdict()))
