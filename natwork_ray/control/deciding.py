@@ -10,6 +10,9 @@ from natwork_ray.domain.actions import Instruction, MeshRetry, Scale, SetLimits
 from natwork_ray.domain.decisions import Alternative, Decision, DecisionStatus, MitigationKind, Mode
 from natwork_ray.domain.topology import Container
 
+# Below this an action is not worth its price and its risk: typically what was tried already and did not last.
+MIN_UTILITY = 0.3
+
 _STATUS = {
     Mode.OBSERVE: DecisionStatus.RECOMMENDED,
     Mode.APPROVE: DecisionStatus.AWAITING_APPROVAL,
@@ -21,13 +24,14 @@ def choose(situation: Situation, mode: Mode, predict_move: MovePredictor) -> Dec
     """Take the best feasible option, and keep the others with the reason why not."""
     alarm = Alarm(situation.kind, situation.verdict)
     best, *others = weigh(situation, predict_move)
-    if best.feasible:
+    if best.feasible and best.utility >= MIN_UTILITY:
         mitigation, instructions, downtime_s = best.entry.mitigation, best.instructions, best.downtime_s
         reason = f"{alarm}: {mitigation}: {best.reason}"
         rejected = tuple(_why_not(o.as_alternative(), best.utility) for o in others)
     else:
         mitigation, instructions, downtime_s = MitigationKind.NOTIFY, (), 0.0
-        reason = f"{alarm}: nothing in the catalogue is possible now; it needs a person"
+        short = "is worth its price" if best.feasible else "is possible"
+        reason = f"{alarm}: nothing in the catalogue {short} now; it needs a person"
         rejected = tuple(o.as_alternative() for o in (best, *others))
     return Decision(
         id=situation.key,

@@ -244,20 +244,29 @@ def test_an_approval_that_the_world_overtook_is_refused(world: Any) -> None:
 
 
 def test_an_approval_without_quota_left_is_refused(world: Any) -> None:
-    sla = SlaConfig(availability=0.99, window_s=700.0)  # 7 s
+    sla = SlaConfig(availability=0.985, window_s=700.0)  # 10.5 s
     loop = started(world, mode=Mode.APPROVE, sla=sla, alarm=AlarmConfig(votes_needed=1, votes_of=1, cooldown_s=0))
     grown = world.container("front", memory_limit_bytes=8192 * 2.0**20)
     loop.handle(TopologyObserved(id="t", at_s=1.0, topology=world.topology(grown)))
     loop.handle(world.verdicts(10.0, world.verdict(kind=K.HIGH_MEMORY)))
-    loop.handle(answer("d-000001", 11.0))
-    report(world, loop, "d-000001/0", 12.0, downtime_s=1.9)
-    loop.handle(world.verdicts(20.0, world.verdict(kind=K.HIGH_MEMORY)))
-    waiting = loop.decisions()[-1]
+    (waiting,) = loop.decisions()
     assert (waiting.status, waiting.predicted_downtime_s) == (S.AWAITING_APPROVAL, 5.0)
-    loop._ledger.reserve("front", "someone else", 1.0, at_s=20.0)
+    loop._ledger.reserve("front", "someone else", 6.0, at_s=20.0)
     with pytest.raises(QuotaError):
         loop.handle(answer(waiting.id, 21.0))
     assert loop.handle(answer(waiting.id, 710.0)).instructions != ()  # a new window
+
+
+def test_what_is_not_worth_its_price_is_left_to_a_person(world: Any) -> None:
+    sla = SlaConfig(availability=0.99, window_s=700.0)  # 7 s: a restart of up to 5 s would take most of it
+    loop = started(world, sla=sla, alarm=AlarmConfig(votes_needed=1, votes_of=1))
+    grown = world.container("front", memory_limit_bytes=8192 * 2.0**20)
+    loop.handle(TopologyObserved(id="t", at_s=1.0, topology=world.topology(grown)))
+    (decision,) = loop.handle(world.verdicts(10.0, world.verdict(kind=K.HIGH_MEMORY))).decisions
+    assert (decision.mitigation, decision.status, decision.instructions) == (M.NOTIFY, S.NOTED, ())
+    assert "worth its price" in decision.reason
+    assert decision.rejected[0].mitigation is M.MEMORY_LIMIT_RESTART
+    assert decision.rejected[0].feasible
 
 
 def test_a_quota_window_that_ends_during_an_action(world: Any) -> None:
