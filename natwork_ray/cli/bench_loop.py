@@ -1,8 +1,8 @@
 """How long a turn takes from telemetry window to committed decision, and which part of it is the longest.
 
 The same `LoopCycle` turns twice over the same worlds: in this process, and across Ray actors and Serve. Parts are
-timed by wrapping the Protocols, so nothing in the loop knows that it is measured. Mode is observe: carrying out is not part of
-the path.
+timed by wrapping the Protocols, so nothing in the loop knows that it is measured. Mode is observe: carrying out
+is not part of the path.
 """
 
 from __future__ import annotations

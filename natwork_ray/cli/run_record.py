@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,10 +13,11 @@ from natwork_ray.backends import WorldFacts
 from natwork_ray.config import AlarmConfig, Config
 from natwork_ray.control.alarms import AlarmVote
 from natwork_ray.control.cycle import Turn
-from natwork_ray.domain.anomaly import AnomalyVerdict
+from natwork_ray.domain.anomaly import AnomalyKind, AnomalyVerdict
 from natwork_ray.domain.runs import DetectionScore, RunRecord
 from natwork_ray.domain.telemetry import NodeUsage
 from natwork_ray.domain.topology import Topology
+from natwork_ray.domain.values import Backend
 from natwork_ray.profiling.evaluation import score_events
 
 if TYPE_CHECKING:
@@ -72,6 +74,25 @@ def score(facts: WorldFacts, alarms: list[AnomalyVerdict], *, hours: float) -> D
     return score_events([a for a in alarms if id(a) in own or id(a) not in due], facts.truth, hours, GRACE_S)
 
 
+def with_labels(score: DetectionScore, facts: WorldFacts, turns: Sequence[Turn]) -> DetectionScore:
+    """The score with precision, recall and F1 per judged sample: what the two stages said against the real label.
+
+    A sample that stage 1 flagged and stage 2 called a false positive counts as called normal.
+    """
+    hits = misses = false = 0
+    for turn in turns:
+        named = {v.container for v in turn.judgement.verdicts if v.kind is not AnomalyKind.FALSE_POSITIVE}
+        labelled = {e.container for e in facts.truth if e.start_s <= turn.at_s < e.end_s}
+        judged = {c.name for c in turn.topology.containers} - set(turn.judgement.degraded)
+        hits += len(judged & named & labelled)
+        false += len((judged & named) - labelled)
+        misses += len((judged & labelled) - named)
+    precision = hits / (hits + false) if hits + false else None
+    recall = hits / (hits + misses) if hits + misses else None
+    f1 = 2 * hits / (2 * hits + false + misses) if hits + false + misses else None
+    return replace(score, precision=precision, recall=recall, f1=f1)
+
+
 def verify_log(state_dir: Path, audit_file: Path) -> AuditReport:
     """Export the audit log and verify the file, with the key pinned from the state directory."""
     journal = SqliteJournal.open_read_only(state_dir)
@@ -97,6 +118,9 @@ async def make_record(
         usage += await world.node_usage(at_s=turn.at_s)
     report = verify_log(config.state_dir, audit_file)
     hours = max(ended_s - facts.begins_s, facts.step_s) / 3600
+    detection = score(facts, chronicle.alarms(config.alarm), hours=hours)
+    if facts.backend is Backend.REPLAYED:  # recordings carry a label for each sample
+        detection = with_labels(detection, facts, chronicle.turns)
     return RunRecord(
         scenario=facts.scenario,
         seed=facts.seed,
@@ -115,7 +139,7 @@ async def make_record(
         decisions=await control.decisions(),
         outcomes=await control.outcomes(),
         quota=status.quota,
-        score=score(facts, chronicle.alarms(config.alarm), hours=hours),
+        score=detection,
         audit_entries=report.entries,
         audit_root=report.root,
         audit_verified=True,
