@@ -1,8 +1,8 @@
 """A Ray cluster of one machine, started and ended by us alone.
 
-`ray start --head --block` runs as a child in a session of its own; what it was started with is written to
-`cluster.json` in the state directory, so that a later command finds it. Ending it ends that process and what came
-from it, by process id and start time, and nothing else: `ray stop` would end every Ray of this user.
+Ray's head runs below a process of its own (`agents.head`); what it was started with is written to `cluster.json` in the
+state directory, so that a later command finds it. Ending it ends that process and what came from it, by process id and
+start time, and nothing else: `ray stop` would end every Ray of this user.
 
 This module imports Ray only where it must: Ray reads its authentication settings at import, so they have to be in the
 environment before.
@@ -28,13 +28,14 @@ from pathlib import Path
 
 import psutil
 
-from agents.naming import HOST_LABEL, NAMESPACE, NODE_LABEL
+from agents.naming import NAMESPACE
 from natwork_ray.domain.values import decode, encode, value
 from natwork_ray.errors import ConflictError, NotFoundError, PreconditionError, TimedOutError
 
 CLUSTER_FILE = "cluster.json"
 RAY_TOKEN_FILE = "ray-token"  # noqa: S105 - a file's name
 LOG_FILE = "ray.log"
+ADDRESS_FILE = "natwork-address"  # in the temporary folder, written by agents.head
 CONFIG_FILE = "natwork.toml"  # the settled configuration, for the processes of the cluster
 START_PATIENCE_S = 60.0
 END_PATIENCE_S = 20.0
@@ -84,27 +85,19 @@ def start(state_dir: Path, *, dashboard: bool, cpus: int | None = None) -> Clust
             file.write(secrets.token_hex(32))
     # Unix sockets live below it, and their paths may have 107 characters: it cannot be inside any state directory.
     temp_dir = tempfile.mkdtemp(prefix="natwork-")
-    gcs, client, agent, metrics, board = _free_ports(5)
+    metrics, board = _free_ports(2)
     arguments = [
-        f"--port={gcs}",
-        f"--ray-client-server-port={client}",
-        f"--dashboard-agent-listen-port={agent}",
-        f"--metrics-export-port={metrics}",
-        "--min-worker-port=0",
-        "--max-worker-port=0",
         f"--temp-dir={temp_dir}",
-        f"--object-store-memory={OBJECT_STORE_BYTES}",
-        f"--labels={HOST_LABEL}=yes,{NODE_LABEL}=control",
-        "--disable-usage-stats",
-        f"--include-dashboard={'true' if dashboard else 'false'}",
-        "--dashboard-host=127.0.0.1",
-        f"--dashboard-port={board}",
+        f"--object-store-bytes={OBJECT_STORE_BYTES}",
+        f"--metrics-port={metrics}",
     ]
+    if dashboard:
+        arguments.append(f"--dashboard-port={board}")
     if cpus is not None:
-        arguments.append(f"--num-cpus={cpus}")
+        arguments.append(f"--cpus={cpus}")
     with (state_dir / LOG_FILE).open("ab") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", *arguments],
+            [sys.executable, "-m", "agents.head", *arguments],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
@@ -122,8 +115,7 @@ def start(state_dir: Path, *, dashboard: bool, cpus: int | None = None) -> Clust
     )
     (state_dir / CLUSTER_FILE).write_bytes(encode(record))
     try:
-        _await_port(process, gcs, state_dir)
-        record = replace(record, address=_address(Path(temp_dir)))
+        record = replace(record, address=_await_address(process, Path(temp_dir), state_dir))
         (state_dir / CLUSTER_FILE).write_bytes(encode(record))
     except BaseException:
         end(state_dir)
@@ -164,6 +156,7 @@ def connect(state_dir: Path) -> ClusterRecord:
             configure_logging=True,
             logging_level=logging.ERROR,
         )
+        logging.getLogger("ray.serve").setLevel(logging.WARNING)  # it tells of every handle it makes
     return record
 
 
@@ -214,33 +207,21 @@ def _process(record: ClusterRecord) -> psutil.Process | None:
     return process if alive else None
 
 
-def _await_port(process: subprocess.Popen[bytes], port: int, state_dir: Path) -> None:
+def _await_address(process: subprocess.Popen[bytes], temp_dir: Path, state_dir: Path) -> str:
+    """The address that Ray chose for itself: its nodes refuse clients that come by another one."""
     deadline = time.monotonic() + START_PATIENCE_S
+    path = temp_dir / ADDRESS_FILE
     while time.monotonic() < deadline:
+        if path.exists():
+            return path.read_text().strip()
         if process.poll() is not None:
             lines = (state_dir / LOG_FILE).read_text(errors="replace").strip().splitlines()
             raise PreconditionError(
                 f"Ray ended with {process.returncode}: {lines[-1] if lines else 'no output'}",
                 hint=f"the whole output is in {state_dir / LOG_FILE}",
             )
-        try:
-            socket.create_connection(("127.0.0.1", port), timeout=0.2).close()
-        except OSError:
-            time.sleep(0.1)
-        else:
-            return
+        time.sleep(0.05)
     raise TimedOutError(f"Ray did not answer within {START_PATIENCE_S:.0f} s", hint=f"see {state_dir / LOG_FILE}")
-
-
-def _address(temp_dir: Path) -> str:
-    """The address that Ray chose for itself: its nodes refuse clients that come by another one."""
-    deadline = time.monotonic() + START_PATIENCE_S
-    path = temp_dir / "ray_current_cluster"
-    while time.monotonic() < deadline:
-        if path.exists() and (address := path.read_text().strip()):
-            return address
-        time.sleep(0.1)
-    raise TimedOutError(f"Ray wrote no address to {path}", hint="see ray.log in the state directory")
 
 
 def _free_ports(count: int) -> list[int]:

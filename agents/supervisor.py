@@ -23,10 +23,9 @@ from agents.judging import ServeJudge
 from agents.limi import LimiClient, start_limi
 from agents.naming import HOST_LABEL, NAMESPACE, SERVE_ANOMALY, SUPERVISOR
 from agents.world import WorldClient, start_world
-from natwork_ray.backends import WorldFacts
+from natwork_ray.backends import WorldFacts, run_started
 from natwork_ray.config import Config
 from natwork_ray.control.cycle import Hands, LoopCycle, Turn
-from natwork_ray.control.events import RunStarted
 from natwork_ray.control.executor import Executor
 from natwork_ray.errors import NatworkError
 from natwork_ray.profiling.profile import ProfileBook
@@ -80,19 +79,7 @@ class Supervisor:
             cluster_hands=cluster,
             window_length=config.loop.window,
         )
-        start = RunStarted(
-            id=f"run:{facts.scenario}:{facts.seed}",
-            at_s=facts.begins_s,
-            backend=facts.backend,
-            mode=config.loop.mode,
-            scenario=facts.scenario,
-            seed=facts.seed,
-            step_s=facts.step_s,
-            approval_lapse_s=config.loop.approval_lapse_s,
-            topology=await world.topology(),
-            alarm=config.alarm,
-            sla=config.sla,
-        )
+        start = run_started(config, facts, await world.topology())
         (answer,) = await self.crew.control.submit((start,))
         answer.unwrap()
 
