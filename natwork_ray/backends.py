@@ -6,6 +6,7 @@ benchmark, a test) cannot tell an emulation from the real thing but by the label
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -15,12 +16,14 @@ from natwork_ray.adapters.model_directory import ModelDirectory
 from natwork_ray.adapters.replay import ReplayTelemetry
 from natwork_ray.config import Config
 from natwork_ray.control.cycle import Judgement
+from natwork_ray.control.events import RunStarted
 from natwork_ray.control.executor import Executor
 from natwork_ray.domain.actions import ActionOutcome, Instruction
 from natwork_ray.domain.labelled import LabelledEvent
 from natwork_ray.domain.telemetry import TelemetryWindow
+from natwork_ray.domain.topology import Topology
 from natwork_ray.domain.values import Backend, value
-from natwork_ray.emulation.injections import draw_schedule
+from natwork_ray.emulation.injections import KINDS, Injection, draw_schedule
 from natwork_ray.emulation.ports import (
     EmulatedClock,
     EmulatedFirewall,
@@ -34,7 +37,7 @@ from natwork_ray.emulation.testbed import Testbed
 from natwork_ray.errors import PreconditionError, UsageError
 from natwork_ray.ports import Clock, ContainerRuntime, Firewall, Orchestrator, TelemetrySource
 from natwork_ray.profiling.detector import TwoStageDetector
-from natwork_ray.profiling.model_file import DEFAULT_MODEL, loads
+from natwork_ray.profiling.model_file import DEFAULT_MODEL, MAX_MODEL_BYTES, loads
 from natwork_ray.profiling.profile import ProfileBook
 
 SECONDS_PER_ROUND = 5400.0  # each kind of anomaly and attack once in so long
@@ -103,10 +106,8 @@ def _emulated(config: Config) -> World:
     chosen = scenario(config.emulation.scenario)
     begins_s = _whole_steps(config.loop.commissioning_s, config.loop.step_s)
     ends_s = begins_s + _whole_steps(config.emulation.duration_s, config.loop.step_s)
-    rng = np.random.default_rng(np.random.SeedSequence((config.emulation.seed, 1)))
     # The last minutes stay free, so that the end of the last anomaly is seen as well.
-    rounds = max(1, round((ends_s - begins_s) / SECONDS_PER_ROUND))
-    schedule = draw_schedule(chosen.topology, rng, begins_s + 60.0, ends_s - 120.0, per_kind=rounds)
+    schedule = _schedule(chosen.topology, config.emulation.seed, begins_s + 60.0, ends_s - 120.0)
     testbed = Testbed(chosen, seed=config.emulation.seed, schedule=schedule, step_s=config.loop.step_s)
     testbed.commission(begins_s)
 
@@ -135,6 +136,16 @@ def _emulated(config: Config) -> World:
         facts=facts,
         effects=testbed.effects,
     )
+
+
+def _schedule(topology: Topology, seed: int, start_s: float, end_s: float) -> tuple[Injection, ...]:
+    """Every kind of anomaly and attack once an hour and a half; in a short run, as many kinds as find room."""
+    rounds = max(1, round((end_s - start_s) / SECONDS_PER_ROUND))
+    for count in range(len(KINDS), 0, -1):
+        rng = np.random.default_rng(np.random.SeedSequence((seed, 1)))
+        with contextlib.suppress(UsageError):  # no room for so many
+            return draw_schedule(topology, rng, start_s, end_s, per_kind=dict.fromkeys(KINDS[:count], rounds))
+    return ()
 
 
 def _replayed(config: Config) -> World:
@@ -190,6 +201,23 @@ _STAND_IN = ServiceProfile(
 )
 
 
+def run_started(config: Config, facts: WorldFacts, topology: Topology) -> RunStarted:
+    """The event by which a loop takes charge of a world; the same world and settings give the same id."""
+    return RunStarted(
+        id=f"run:{facts.scenario}:{facts.seed}",
+        at_s=facts.begins_s,
+        backend=facts.backend,
+        mode=config.loop.mode,
+        scenario=facts.scenario,
+        seed=facts.seed,
+        step_s=facts.step_s,
+        approval_lapse_s=config.loop.approval_lapse_s,
+        topology=topology,
+        alarm=config.alarm,
+        sla=config.sla,
+    )
+
+
 class LocalJudge:
     """The detector in this process, as the loop's judge."""
 
@@ -211,7 +239,8 @@ def model_bytes(config: Config) -> bytes:
     if config.model is None:
         return ModelDirectory().load(DEFAULT_MODEL)
     try:
-        return config.model.expanduser().read_bytes()
+        with config.model.expanduser().open("rb") as file:
+            return file.read(MAX_MODEL_BYTES + 1)  # one more than `loads` accepts
     except OSError as error:
         raise PreconditionError(
             f"cannot read the model {config.model}: {error}", hint="`natwork train profiler` makes one"
