@@ -35,5 +35,5 @@ class ServeJudge:
             return await self._handle.score.remote(window.values, centre, scale)
 
         scores = await persist(ask, what="anomaly model", patience_s=self._patience_s)
-        verdicts, degraded = reach_verdicts(window, scores)
+        verdicts, degraded = reach_verdicts(window, scores, known=self._profiles.known(window.services))
         return Judgement(verdicts, degraded)

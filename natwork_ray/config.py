@@ -2,7 +2,7 @@
 
     natwork.toml                 [loop]\n step_s = 10
     NATWORK_LOOP__STEP_S=10      two underscores between section and key
-    --set loop.step_s=10         on any command
+    --set loop.step_s=10         before any command
 
 Every field has a default and a sentence; `docs/configuration.md` is generated from them and a test compares.
 """
@@ -61,7 +61,9 @@ class AlarmConfig(Section):
     fast_deviation: float = Field(
         default=8.0, ge=0, description="Robust standard deviations that the fast path asks for."
     )
-    cooldown_s: float = Field(default=300.0, ge=0, description="No second decision for a container and kind of anomaly within this time.")
+    cooldown_s: float = Field(
+        default=300.0, ge=0, description="No second decision for a container and kind of anomaly within this time."
+    )
     calm_s: float = Field(
         default=900.0, gt=0, description="Resources that were added go back after this long without an alarm."
     )
@@ -102,7 +104,9 @@ class EmulationConfig(Section):
 
     scenario: str = Field(default="smart-city", description="Name of the scenario: see `natwork demo --help`.")
     seed: int = Field(default=7, ge=0, le=2**32 - 1, description="Seed of everything random in the emulation.")
-    duration_s: float = Field(default=5400.0, gt=0, description="Length of a demo run on the virtual clock.")
+    duration_s: float = Field(
+        default=5400.0, gt=0, le=2_592_000, description="Length of a demo run on the virtual clock."
+    )
     speed: float = Field(default=10.0, gt=0, description="Virtual seconds per second of wall time under `natwork up`.")
 
 
@@ -128,6 +132,7 @@ class Config(Section):
     replay: ReplayConfig = ReplayConfig()
 
 
+_MAX_FILE_BYTES = 1_048_576
 _SECTIONS = frozenset(n for n, f in Config.model_fields.items() if isinstance(f.default, Section))
 
 
@@ -217,7 +222,11 @@ def _allowed(field: FieldInfo) -> str:
 
 def _read_toml(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        with path.open("rb") as file:
+            data = file.read(_MAX_FILE_BYTES + 1)
+        if len(data) > _MAX_FILE_BYTES:
+            raise ConfigError(f"{path} is larger than {_MAX_FILE_BYTES} bytes", hint="it must be a TOML file")
+        return tomllib.loads(data.decode("utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigError(f"cannot read configuration file {path}: {error}", hint="it must be a TOML file") from error
 

@@ -10,7 +10,18 @@ import typer
 
 from natwork_ray.adapters.ianomaly import labelled_runs as recorded_runs
 from natwork_ray.adapters.ianomaly import read_recordings
-from natwork_ray.cli.output import Format, FormatOption, JsonOption, chosen, progress_bar, talk, write_json, write_rows
+from natwork_ray.cli.output import (
+    Format,
+    FormatOption,
+    JsonOption,
+    chosen,
+    progress_bar,
+    require_room,
+    talk,
+    write_json,
+    write_rows,
+    written_whole,
+)
 from natwork_ray.cli.settings import settle
 from natwork_ray.domain.labelled import LabelledRun
 from natwork_ray.domain.values import plain
@@ -58,23 +69,21 @@ def profiler(
     as_json: JsonOption = False,
 ) -> None:
     """Train both stages of the profiler (D3.3 Annex A). The defaults rebuild the shipped model."""
-    if out.exists() and not force:
-        raise PreconditionError(f"{out} exists", hint="name another file with --out, or add --force")
+    require_room(out, force=force)
     settings = replace(TrainingSettings(), seed=seed, epochs=epochs, window=window)
     talk.print("Collecting labelled runs ...")
     labelled = training_data(data, seed=data_seed, runs=runs, hours=hours)
     with progress_bar(quiet=as_json) as bar:
         model = train_profiler(labelled, settings, _shown_on(bar))
-    temporary = out.with_name(f".{out.name}.part")
-    temporary.write_bytes(model)
-    temporary.replace(out)
+    with written_whole(out) as stream:
+        stream.write(model)
     card = loads(model).card
     result = {"file": str(out), "sha256": digest(model), "bytes": len(model), "card": plain(card)}
     if as_json:
         write_json(result)
     else:
         talk.print(f"{out}: {len(model)} bytes, sha256 {digest(model)}", soft_wrap=True)
-        talk.print(f"out-of-fold, split by run: {plain(card.metrics)}", soft_wrap=True)
+        talk.print(f"out-of-fold, split by run: {plain(card.out_of_fold)}", soft_wrap=True)
 
 
 @reproduce_app.command(
@@ -105,9 +114,10 @@ def reproduce_table_2(
     if output is Format.JSON:
         write_json(document)
         return
-    columns = ("model", "split", "accuracy", "precision", "recall", "f1", "auc", "f1_ci")
-    write_rows(document["rows"], columns, output, title="rows")
-    write_rows(document["published"], columns, output, title="published")
+    columns = ("source", "model", "split", "accuracy", "precision", "recall", "f1", "auc", "f1_ci")
+    rows = [{"source": "measured", **row} for row in document["rows"]]
+    rows += [{"source": "published", **row} for row in document["published"]]
+    write_rows(rows, columns, output, title="table 2")
 
 
 def _shown_on(bar: Any) -> Progress:

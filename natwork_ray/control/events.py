@@ -41,7 +41,8 @@ class RunStarted:
 class VerdictsReached:
     """One window of every container was judged. `verdicts` holds only those that stage 1 flagged.
 
-    `degraded` names containers whose window could not be judged, so that silence about them is not taken for health.
+    `degraded` names containers whose window could not be judged, or only against the fleet-wide profile (cold start),
+    so that silence about them is not taken for health; `scanned` counts the others.
     """
 
     type: Literal["verdicts_reached"] = "verdicts_reached"

@@ -5,10 +5,11 @@ and Tuesday for the next. So networks never see raw metrics: they see deviations
 
     deviation = clip((log1p(x / unit) - centre) / scale, -CLIP, CLIP)
 
-with the median as centre. The scale is the largest of three estimates of the standard deviation, from the median absolute
-deviation and from the 5 % and 95 % quantiles: a metric that rests and sometimes bursts (errors, latencies) has no median
-deviation, and its next burst would look like a catastrophe. Up to 5 % bad samples move neither. The scale has a floor,
-because a metric that stood still for an hour would otherwise turn the first flicker into infinity.
+with the median as centre and the scaled median absolute deviation as scale, both unmoved by a few bad samples. That is
+too narrow where a metric rests and sometimes bursts: for latencies and errors, and for any metric whose median
+deviation is below the floor, the 5 % and 95 % quantiles may widen it, lest the next ordinary burst look like a
+catastrophe. The scale has a floor, because a metric that stood still for an hour would otherwise turn the first flicker
+into infinity.
 
 Missing samples (NaN) count as "as usual", deviation 0: they can hide an anomaly, never make one. Three cases are told
 apart, none of them silent:
@@ -29,7 +30,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from natwork_ray.domain.telemetry import METRICS, N_METRICS, TelemetryWindow
+from natwork_ray.domain.telemetry import METRICS, N_METRICS, Metric, TelemetryWindow
 from natwork_ray.domain.values import decode, encode, value
 from natwork_ray.errors import InputError
 
@@ -49,6 +50,8 @@ UNPROFILED_SCALE = 1e9
 _MAD_TO_SD = 1.4826
 # Distance of a normal distribution's 95 % quantile from its median, in standard deviations.
 _SD_TO_Q95 = 1.645
+# What users feel has long tails also in normal operation; what a container consumes has not.
+_BURSTING = frozenset({Metric.LATENCY_P50, Metric.LATENCY_P90, Metric.LATENCY_P99, Metric.ERRORS})
 FLEET = "*"
 _MAX_BOOK_BYTES = 16 * 2**20
 
@@ -202,13 +205,11 @@ def _profile(service: str, logs: Floats) -> ServiceProfile:
     for k in np.flatnonzero(samples >= MIN_SAMPLES):
         column = logs[:, k][~np.isnan(logs[:, k])].astype(np.float64)
         centre[k] = np.median(column)
-        low, high = np.quantile(column, [0.05, 0.95])
-        scale[k] = max(
-            SCALE_FLOOR,
-            _MAD_TO_SD * float(np.median(np.abs(column - centre[k]))),
-            float(high - centre[k]) / _SD_TO_Q95,
-            float(centre[k] - low) / _SD_TO_Q95,
-        )
+        spread = _MAD_TO_SD * float(np.median(np.abs(column - centre[k])))
+        if spread < SCALE_FLOOR or METRICS[k] in _BURSTING:
+            low, high = np.quantile(column, [0.05, 0.95])
+            spread = max(spread, float(high - centre[k]) / _SD_TO_Q95, float(centre[k] - low) / _SD_TO_Q95)
+        scale[k] = max(SCALE_FLOOR, spread)
     return ServiceProfile(
         service=service,
         samples=tuple(int(n) for n in samples),

@@ -165,8 +165,8 @@ def test_hostile_input(
     with pytest.raises(InputError, match=said):
         detector.score(
             np.ones((1, 8, 12), np.float32) if values is None else values,
-            np.zeros((1, 12)) if centre is None else centre,
-            np.ones((1, 12)) if scale is None else scale,
+            np.zeros((1, 12), np.float32) if centre is None else centre,
+            np.ones((1, 12), np.float32) if scale is None else scale,
         )
 
 

@@ -28,7 +28,7 @@ def test_round_trip(detector: TwoStageDetector, data: bytes) -> None:
     assert again.card == detector.card
     rng = np.random.default_rng(0)
     values = rng.uniform(0, 1e6, (20, 6, 12)).astype(np.float32)
-    centre, scale = np.full((20, 12), 3.0), np.ones((20, 12))
+    centre, scale = np.full((20, 12), 3.0, np.float32), np.ones((20, 12), np.float32)
     first, second = detector.score(values, centre, scale), again.score(values, centre, scale)
     assert (first.p_anomalous == second.p_anomalous).all()
     assert (first.kinds == second.kinds).all()

@@ -82,8 +82,10 @@ def test_a_few_wild_samples_do_not_move_a_profile() -> None:
     wild = calm.copy()
     wild[:, :4] *= 1000
     a, b = (ProfileBook.learn(_window(v)).profiles[0] for v in (calm, wild))
+    # Latencies and errors may widen with their tails, up to the 95 % quantile.
+    assert np.allclose(a.scale, b.scale, rtol=0.5)
     assert np.allclose(a.centre, b.centre, atol=0.1)
-    assert np.allclose(a.scale, b.scale, rtol=0.4)
+    assert np.allclose(a.scale[:7], b.scale[:7], rtol=0.2)
 
 
 def test_replicas_of_a_service_are_pooled() -> None:
@@ -167,3 +169,11 @@ def test_impossible_samples_name_their_place(bad: float) -> None:
     values[0, 7, 4] = bad
     with pytest.raises(InputError, match=r"\(0, 7\) of cpu_utilization"):
         ProfileBook.learn(_window(values))
+
+
+def test_a_metric_that_rests_and_bursts_has_a_scale_of_its_bursts() -> None:
+    values = np.ones((1, 200, N_METRICS), dtype=np.float32)
+    values[:, ::10, 11] = 20.0
+    profile = ProfileBook.learn(_window(values)).profiles[0]
+    assert profile.scale[11] > 1.0
+    assert profile.scale[10] == SCALE_FLOOR

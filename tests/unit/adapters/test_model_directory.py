@@ -1,0 +1,126 @@
+"""The folder of models: packaged defaults, atomic saving, names that are no paths; and the packaged model itself."""
+
+from __future__ import annotations
+
+import stat
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from natwork_ray.adapters.model_directory import ModelDirectory
+from natwork_ray.domain.values import Backend
+from natwork_ray.emulation.training_set import labelled_runs
+from natwork_ray.errors import InputError, NotFoundError, StoreError
+from natwork_ray.profiling.detector import TwoStageDetector
+from natwork_ray.profiling.evaluation import binary_metrics, event_metrics, vote
+from natwork_ray.profiling.model_card import TrainingSettings
+from natwork_ray.profiling.model_file import DEFAULT_MODEL, loads
+from natwork_ray.profiling.training import data_digest, train
+from natwork_ray.profiling.windows import commissioning_book, cut
+
+# What the packaged model was made from: docs/profiling.md.
+_MADE_FROM = {"seed": 11, "runs": 8, "hours": 3.0}
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> ModelDirectory:
+    packaged = tmp_path / "packaged"
+    packaged.mkdir()
+    (packaged / "profiler.safetensors").write_bytes(b"packaged")
+    return ModelDirectory(tmp_path / "state" / "models", packaged=packaged)
+
+
+def test_a_saved_model_hides_the_packaged_one(store: ModelDirectory, tmp_path: Path) -> None:
+    assert store.load("profiler") == b"packaged"
+    store.save("profiler", b"mine")
+    store.save("profiler", b"mine, newer")
+    store.save("other", b"x")
+    assert store.load("profiler") == b"mine, newer"
+    folder = tmp_path / "state" / "models"
+    assert sorted(p.name for p in folder.iterdir()) == ["other.safetensors", "profiler.safetensors"]
+    assert stat.S_IMODE((folder / "profiler.safetensors").stat().st_mode) & 0o077 == 0
+    (folder / "profiler.safetensors").unlink()
+    assert store.load("profiler") == b"packaged"
+
+
+def test_unknown_model(store: ModelDirectory) -> None:
+    with pytest.raises(NotFoundError, match="'forecaster'"):
+        store.load("forecaster")
+
+
+@pytest.mark.parametrize("name", ["", "../profiler", "a/b", "Profiler", "a" * 65, ".hidden", "a\0b", "a\n"])
+def test_names_are_no_paths(store: ModelDirectory, name: str) -> None:
+    for attempt in (lambda: store.load(name), lambda: store.save(name, b"")):
+        with pytest.raises(InputError, match="model name"):
+            attempt()
+
+
+def test_without_a_folder_it_is_read_only() -> None:
+    store = ModelDirectory()
+    assert store.load(DEFAULT_MODEL)
+    with pytest.raises(StoreError, match="no folder"):
+        store.save("mine", b"")
+
+
+def test_disk_errors_are_store_errors(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(StoreError, match="cannot save"):
+        ModelDirectory(tmp_path / "file").save("mine", b"")
+    (tmp_path / "mine.safetensors").mkdir()
+    with pytest.raises(StoreError, match="cannot read"):
+        ModelDirectory(tmp_path).load("mine")
+    with pytest.raises(StoreError, match="cannot save"):
+        ModelDirectory(tmp_path).save("mine", b"")
+    assert not list(tmp_path.glob("*.part"))
+    assert not list(tmp_path.glob(".mine*"))
+
+
+def _packaged() -> TwoStageDetector:
+    return loads(ModelDirectory().load(DEFAULT_MODEL))
+
+
+def test_the_packaged_model_is_the_one_the_defaults_make() -> None:
+    card = _packaged().card
+    assert card.settings == TrainingSettings()
+    assert (card.trained_on, card.runs) == (Backend.EMULATED, _MADE_FROM["runs"])
+
+
+def test_the_packaged_model_on_a_fresh_world() -> None:
+    """Services and seed that it never saw: what an operator would meet."""
+    detector = _packaged()
+    flags, kinds, unit = [], [], []
+    for i, run in enumerate(labelled_runs(seed=4242, runs=1, hours=2.5)):
+        values = cut(run.values, detector.window)[run.commissioning :]
+        arrays = commissioning_book([run]).arrays((run.service,) * len(values))
+        scores = detector.score(values, *arrays)
+        flags.append(scores.flagged & (scores.kinds != 0))
+        kinds.append(run.kinds[run.commissioning :])
+        unit.append(np.full(len(values), i))
+    flagged, labels, units = np.concatenate(flags), np.concatenate(kinds), np.concatenate(unit)
+    sure = labels >= 0
+    reached = binary_metrics(labels[sure] > 0, flagged[sure].astype(float), 0.5)
+    assert reached.precision >= 0.9
+    assert reached.recall >= 0.7
+    voted = vote(flagged, units, needed=2, of=3) & sure
+    events = event_metrics(labels > 0, voted, units, step_s=10.0, grace=12)
+    assert events.found >= 0.65 * events.events
+    assert events.false_alarms_per_hour <= 0.25
+
+
+@pytest.mark.slow
+def test_the_packaged_model_can_be_rebuilt_from_its_seed() -> None:
+    """Weights may differ in the last bits from one processor to the next; data and verdicts may not."""
+    packaged = _packaged()
+    runs = labelled_runs(seed=11, runs=8, hours=3.0)
+    assert data_digest(runs) == packaged.card.data_sha256
+    rebuilt = train(runs)
+    assert rebuilt.card.settings == packaged.card.settings
+    agree = total = 0
+    for run in labelled_runs(seed=4343, runs=1, hours=2.0):
+        values = cut(run.values, packaged.window)
+        arrays = commissioning_book([run]).arrays((run.service,) * len(values))
+        a, b = packaged.score(values, *arrays), rebuilt.score(values, *arrays)
+        agree += int(((a.flagged == b.flagged) & (a.kinds == b.kinds)).sum())
+        total += len(values)
+    assert agree >= 0.98 * total
