@@ -23,7 +23,7 @@ from natwork_ray.profiling.evaluation import score_events
 if TYPE_CHECKING:
     from agents.supervisor import Supervisor
 
-GRACE_S = 60.0  # an alarm so long after the end of an event is still due to it
+GRACE_S = 120.0  # so long after its end an event still stands in the detector's windows and in the vote
 USAGE_EVERY = 6  # node usage is drawn at one point a minute
 
 
