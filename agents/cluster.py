@@ -37,6 +37,7 @@ RAY_TOKEN_FILE = "ray-token"  # noqa: S105 - a file's name
 LOG_FILE = "ray.log"
 ADDRESS_FILE = "natwork-address"  # in the temporary folder, written by agents.head
 CONFIG_FILE = "natwork.toml"  # the settled configuration, for the processes of the cluster
+_TEMP_PREFIX = "natwork-"
 START_PATIENCE_S = 60.0
 END_PATIENCE_S = 20.0
 OBJECT_STORE_BYTES = 200 * 2**20
@@ -61,6 +62,7 @@ def environment(state_dir: Path) -> dict[str, str]:
         "RAY_AUTH_TOKEN_PATH": str(state_dir / RAY_TOKEN_FILE),
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_DISABLE_IMPORT_WARNING": "1",
+        "RAY_DEDUP_LOGS": "0",  # what is held back for that is printed to stdout at exit, after our results
         "OMP_NUM_THREADS": "1",
         "NATWORK_CONFIG": str(state_dir / CONFIG_FILE),
     }
@@ -84,7 +86,7 @@ def start(state_dir: Path, *, dashboard: bool, cpus: int | None = None) -> Clust
         with os.fdopen(os.open(token, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
             file.write(secrets.token_hex(32))
     # Unix sockets live below it, and their paths may have 107 characters: it cannot be inside any state directory.
-    temp_dir = tempfile.mkdtemp(prefix="natwork-")
+    temp_dir = tempfile.mkdtemp(prefix=_TEMP_PREFIX)
     metrics, board = _free_ports(2)
     arguments = [
         f"--temp-dir={temp_dir}",
@@ -102,7 +104,10 @@ def start(state_dir: Path, *, dashboard: bool, cpus: int | None = None) -> Clust
             stdout=log,
             stderr=subprocess.STDOUT,
             # The settled configuration must not be overridden by variables that it has taken into account already.
-            env={k: v for k, v in os.environ.items() if not k.startswith("NATWORK_")} | environment(state_dir),
+            env={k: v for k, v in os.environ.items() if not k.startswith("NATWORK_")}
+            | environment(state_dir)
+            # Jobs say `python` and mean the one that has natwork_ray, also when nobody activated its environment.
+            | {"PATH": os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)))},
             start_new_session=True,
         )
     record = ClusterRecord(
@@ -193,7 +198,8 @@ def end(state_dir: Path) -> bool:
             raise TimedOutError(
                 f"processes {[p.pid for p in alive]} of the cluster do not end", hint="end them by hand"
             )
-    shutil.rmtree(record.temp_dir, ignore_errors=True)
+    if Path(record.temp_dir).name.startswith(_TEMP_PREFIX):  # a damaged record must not name what is removed
+        shutil.rmtree(record.temp_dir, ignore_errors=True)
     path.unlink(missing_ok=True)
     return head is not None
 
@@ -202,7 +208,7 @@ def _process(record: ClusterRecord) -> psutil.Process | None:
     try:
         process = psutil.Process(record.pid)
         alive = process.status() != psutil.STATUS_ZOMBIE and abs(process.create_time() - record.created_s) < 1.0
-    except psutil.NoSuchProcess:
+    except (psutil.NoSuchProcess, ValueError):  # ValueError: no process can have that id
         return None
     return process if alive else None
 

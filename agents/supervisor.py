@@ -8,6 +8,7 @@ clock, time stands still until a turn is done (docs/adr/0006); under `natwork up
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import threading
 import time
@@ -29,6 +30,8 @@ from natwork_ray.control.cycle import Hands, LoopCycle, Turn
 from natwork_ray.control.executor import Executor
 from natwork_ray.errors import NatworkError
 from natwork_ray.profiling.profile import ProfileBook
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -94,12 +97,16 @@ class Supervisor:
         self._welcome_new_nodes(turn)
         return turn
 
+    async def drain(self, at_s: float) -> None:
+        """Carry out what was issued at `at_s` and cut off by a death, before time goes on."""
+        await self._cycle.drain(at_s)
+
     async def run(self, *, until_s: float | None = None, on_turn: Callable[[Turn], None] | None = None) -> int:
         """Turn the loop to the end of the world's run (or to `until_s`); the number of turns made."""
         turns = 0
         step_s, ends_s = self.facts.step_s, self.facts.ends_s if until_s is None else until_s
         at_s = await self.stands_at_s() + step_s
-        await self._cycle.drain(at_s - step_s)
+        await self.drain(at_s - step_s)
         while at_s <= ends_s + 1e-6:
             turn = await self.turn(at_s)
             turns += 1
@@ -125,7 +132,7 @@ class SupervisorActor:
         self._config, self._state_dir, self._namespace = config, state_dir, namespace
         self._trouble = ""
         self._ended = False
-        threading.Thread(target=lambda: asyncio.run(self._keep_turning()), name="loop", daemon=True).start()
+        threading.Thread(target=self._turn_or_die, name="loop", daemon=True).start()
 
     async def health(self) -> tuple[str, bool]:
         """What went wrong in the newest turn (empty when all is well), and whether the world's run has ended."""
@@ -134,6 +141,14 @@ class SupervisorActor:
     async def pid(self) -> int:
         """Process id."""
         return os.getpid()
+
+    def _turn_or_die(self) -> None:
+        try:
+            asyncio.run(self._keep_turning())
+        except BaseException:
+            # An actor whose loop has ended would look alive for ever. Ray makes a new one.
+            _log.exception("the loop failed in a way that nobody foresaw")
+            os._exit(70)
 
     async def _keep_turning(self) -> None:
         while not self._ended:
@@ -148,6 +163,7 @@ class SupervisorActor:
         supervisor = await Supervisor.begin(self._config, self._state_dir, namespace=self._namespace)
         pace_s = supervisor.facts.step_s / self._config.emulation.speed
         at_s = await supervisor.stands_at_s()
+        await supervisor.drain(at_s)
         due = time.monotonic()
         while at_s + supervisor.facts.step_s <= supervisor.facts.ends_s + 1e-6:
             at_s += supervisor.facts.step_s

@@ -48,9 +48,9 @@ def load_served(path: Path = MODEL) -> Served:
 class AnomalyReplica:
     """One replica: the detector, its HTTP door, and `score` for handles."""
 
-    def __init__(self, model: Path = MODEL) -> None:
+    def __init__(self, model: Path | None = None) -> None:
         torch.set_num_threads(1)  # more threads than cores cost a factor of ten
-        self._served = load_served(model)
+        self._served = load_served(model or load_config().model or MODEL)
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         """The door, built in the replica: it reads the replica's own configuration."""

@@ -1,15 +1,34 @@
-"""Shared by all tests: where the public data are, and one thread per process."""
+"""Shared by all tests: where the public data are, one thread per process, one Ray cluster for those who need it."""
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
+import secrets
+import socket
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 # Before numpy and torch are imported anywhere: more threads than cores cost a factor of ten.
 for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(_name, "1")
+# Before Ray is imported anywhere: it reads these once.
+os.environ["RAY_AUTH_MODE"] = "token"
+os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 
-import pytest
+import psutil  # noqa: E402 - after the settings above
+import pytest  # noqa: E402
+from hypothesis import settings  # noqa: E402
+
+# The same examples every time and no deadlines: a slow machine is no failure. To look for new ones:
+# HYPOTHESIS_PROFILE=random pytest tests/unit --hypothesis-seed=random
+settings.register_profile("steady", deadline=None, derandomize=True)
+settings.register_profile("random", deadline=None, derandomize=False)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "steady"))
 
 
 @pytest.fixture(scope="session")
@@ -22,3 +41,96 @@ def data_dir() -> Path:
     if not path.is_dir():
         pytest.fail(f"NATWORK_DATA_DIR names {path}, which is not a folder")
     return path
+
+
+PINNED = "edge-2"  # the one node of smart-city that has a machine of its own in the test cluster
+
+
+@dataclass(frozen=True)
+class RayCluster:
+    """A cluster of three machines in one: the emulation's host, the machine of PINNED, and one that nothing names."""
+
+    state_dir: Path
+    raylets: dict[str, int]  # process id of each machine's raylet, by its label natwork/node
+    http: Any  # HttpConfig with a free port
+    config: Any  # what the replicas of Serve read
+
+    def child_of(self, pid: int) -> str:
+        """On which machine a worker process runs."""
+        ancestors = {process.pid for process in psutil.Process(pid).parents()}
+        (name,) = [name for name, raylet in self.raylets.items() if raylet in ancestors]
+        return name
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@pytest.fixture(scope="session")
+def ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayCluster]:
+    """One cluster per pytest process. Tests keep apart by namespaces; nothing of it is left running."""
+    import ray
+    from ray.cluster_utils import Cluster
+
+    from agents.naming import HOST_LABEL, NAMESPACE, NODE_LABEL
+    from natwork_ray.config import HttpConfig, load_config, to_toml
+
+    state_dir = tmp_path_factory.mktemp("ray") / "state"
+    state_dir.mkdir(mode=0o700)
+    http = HttpConfig(port=free_port())
+    config = load_config(environ={}).model_copy(update={"state_dir": state_dir, "http": http})
+    settled = state_dir / "natwork.toml"
+    settled.write_text(to_toml(config), encoding="utf-8")
+    before = {process.pid for process in psutil.Process().children(recursive=True)}
+    store = 100 * 2**20
+    with pytest.MonkeyPatch.context() as patch:
+        # Inherited by all processes of the cluster, and by none of the tests.
+        patch.setenv("NATWORK_CONFIG", str(settled))
+        patch.setenv("RAY_metrics_report_interval_ms", "500")
+        head = {"labels": {HOST_LABEL: "yes", NODE_LABEL: "control"}, "num_cpus": 2, "include_dashboard": False}
+        cluster = Cluster(initialize_head=True, head_node_args={**head, "object_store_memory": store})
+        nodes: dict[str, Any] = {"control": cluster.head_node}
+        for name in (PINNED, "unnamed"):
+            labels = {NODE_LABEL: name} if name == PINNED else {}
+            nodes[name] = cluster.add_node(num_cpus=1, labels=labels, object_store_memory=store)
+    raylets = {name: node.all_processes["raylet"][0].process.pid for name, node in nodes.items()}
+    ray.init(address=cluster.address, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR)
+    try:
+        yield RayCluster(state_dir, raylets, http, config)
+    finally:
+        ours = [p for p in psutil.Process().children(recursive=True) if p.pid not in before]
+        with contextlib.suppress(RuntimeError):
+            from ray import serve
+
+            serve.shutdown()
+        ray.shutdown()  # type: ignore[no-untyped-call]
+        cluster.shutdown()  # type: ignore[no-untyped-call]
+        _, alive = psutil.wait_procs(ours, timeout=15)
+        for process in alive:
+            process.kill()
+        assert not [p for p in alive if p.status() != psutil.STATUS_ZOMBIE], "the cluster left processes behind"
+
+
+@pytest.fixture
+def namespace(ray_cluster: RayCluster) -> Iterator[str]:
+    """A namespace of the test's own; its actors end with the test."""
+    import ray
+    from ray.util import list_named_actors
+
+    name = f"test-{secrets.token_hex(4)}"
+    yield name
+    for actor in list_named_actors(all_namespaces=True):
+        if actor["namespace"] == name:
+            ray.kill(ray.get_actor(actor["name"], namespace=name), no_restart=True)
+
+
+@pytest.fixture(scope="session")
+def anomaly_app(ray_cluster: RayCluster) -> str:
+    """The anomaly model on Serve with two replicas, and the gateway beside it; the base URL."""
+    from serve_apps.deploy import deploy, make_token
+
+    make_token(ray_cluster.state_dir)
+    return deploy(ray_cluster.http, replicas=2)

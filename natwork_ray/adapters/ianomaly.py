@@ -124,7 +124,7 @@ def read_recordings(folder: Path) -> tuple[Recording, ...]:
     if not found:
         raise PreconditionError(
             f"no recordings under {root}",
-            hint="name the folder that holds normal_data/ and anomaly_data/; `natwork data` says where it is published",
+            hint="name the folder that holds normal_data/ and anomaly_data/; docs/data.md says where it is published",
         )
     order = list(RecordingKind)
     found.sort(key=lambda entry: (entry[0], entry[1], order.index(entry[2])))

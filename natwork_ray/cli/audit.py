@@ -13,10 +13,20 @@ from natwork_ray.adapters.sqlite_journal import SqliteJournal
 from natwork_ray.audit.log import AuditEntry
 from natwork_ray.audit.notes import VerifierKey
 from natwork_ray.audit.verify import verify_export
-from natwork_ray.cli.output import Format, FormatOption, JsonOption, chosen, talk, write_json, write_rows
+from natwork_ray.cli.output import (
+    Format,
+    FormatOption,
+    JsonOption,
+    chosen,
+    require_room,
+    talk,
+    write_json,
+    write_rows,
+    written_whole,
+)
 from natwork_ray.cli.settings import settle
 from natwork_ray.domain.auditing import AuditKind
-from natwork_ray.errors import InputError, PreconditionError
+from natwork_ray.errors import InputError, PreconditionError, UsageError
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="The tamper-evident log of what was seen and done.")
 
@@ -62,16 +72,20 @@ def export(
     force: Annotated[bool, typer.Option("--force", help="Replace the file when it is there.")] = False,
 ) -> None:
     """Write the whole log with its signed checkpoint, for `natwork audit verify`."""
-    if file is not None and file.exists() and not force:
-        raise PreconditionError(f"{file} exists", hint="name another file, or add --force")
-    journal = SqliteJournal.open_read_only(settle().state_dir)
+    state_dir = settle().state_dir
+    if file is not None:
+        require_room(file, force=force)
+        if file.resolve().parent == state_dir.resolve():
+            raise UsageError(f"{file} is in the state directory", hint="write the export elsewhere")
+    journal = SqliteJournal.open_read_only(state_dir)
     try:
         if file is None:
             journal.export(sys.stdout.buffer)
+            sys.stdout.buffer.flush()
         else:
-            with file.open("wb") as stream:
+            with written_whole(file) as stream:
                 entries = journal.export(stream)
-            talk.print(f"{entries} entries written to {file}; public key {journal.verifier_key}", markup=False)
+            talk.print(f"{entries} entries written to {file}; public key {journal.verifier_key}", soft_wrap=True)
     finally:
         journal.close()
 
@@ -120,7 +134,8 @@ def _row(entry: AuditEntry) -> dict[str, object]:
 
 def _key_text(given: str) -> str:
     path = Path(given)
-    if path.is_file():
+    # A key's text may be longer than a file's name can be.
+    if len(path.name) < 256 and path.is_file():
         return _small(path).decode("utf-8", errors="replace").strip()
     return given
 

@@ -11,8 +11,11 @@ import typer
 
 from natwork_ray.adapters.sqlite_journal import SqliteJournal
 from natwork_ray.audit.bench import measure
-from natwork_ray.cli import bench_loop
+from natwork_ray.cli import bench_chaos, bench_loop
 from natwork_ray.cli.output import Format, FormatOption, JsonOption, chosen, progress_bar, write_json, write_rows
+from natwork_ray.cli.settings import settle
+from natwork_ray.domain.decisions import Mode
+from natwork_ray.errors import ExitCode
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Measure, on this machine, now.")
 
@@ -56,3 +59,32 @@ def loop(
     else:
         columns = ("containers", "path", "p50_ms", "p99_ms", "windows_per_s", "share_of_interval", "slowest_part")
         write_rows(document["rows"], columns, output, title="rows")
+
+
+@app.command()
+def chaos(
+    kills: Annotated[int, typer.Option(min=1, max=1000, help="How many processes to kill, at random points.")] = 50,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of the run and of the points.")] = 8,
+    minutes: Annotated[float, typer.Option(min=1, help="Length of the run on the virtual clock.")] = 90,
+    as_json: JsonOption = False,
+) -> None:
+    """Kill control actor, LiMi agents and model replicas during a run, and compare with a run that nobody disturbs.
+
+    Exit 1 when anything was lost or done twice, or the loop stood still for longer than 30 s.
+    """
+    config = settle(
+        backend="emulated",
+        loop__mode=Mode.ACT,
+        emulation__seed=seed,
+        emulation__duration_s=minutes * 60,
+        sla__window_s=86_400.0,
+    )
+    with progress_bar(quiet=as_json) as bar:
+        document = bench_chaos.run(config, kills=kills, bar=bar)
+    if as_json:
+        write_json(document)
+    else:
+        rows: list[dict[str, Any]] = [{"figure": key, "value": str(item)} for key, item in document.items()]
+        write_rows(rows, ("figure", "value"), Format.TABLE, title="kill campaign")
+    if not document["passed"]:
+        raise typer.Exit(ExitCode.FAILED)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
+from natwork_ray.backends import build_world, load_detector
 from natwork_ray.cli import recordings
 from natwork_ray.cli.output import Format, FormatOption, JsonOption, chosen, progress_bar, talk, write_json
 from natwork_ray.cli.report import write_report
@@ -61,6 +62,8 @@ def demo(
 ) -> None:
     """Run the closed loop once: telemetry, verdicts, decisions, actions, audit; then a summary and a report."""
     output = chosen(output, as_json)
+    if output is Format.CSV:
+        raise UsageError("-o csv", hint="a run is told as a table or as JSON; `natwork decisions -o csv` lists rows")
     began = time.monotonic()
     folder = recordings.folder_of(telemetry)
     config = settle(
@@ -77,9 +80,10 @@ def demo(
     place = (out or Path("runs") / f"demo-{time.strftime('%Y%m%d-%H%M%S')}-seed{config.emulation.seed}").absolute()
     if (place / "state").exists():
         raise UsageError(f"{place} holds a run already", hint="name another folder with --out")
+    check_startable(config)
     place.mkdir(parents=True, exist_ok=True)
     config = config.model_copy(update={"state_dir": place / "state"})
-    quiet = output is not Format.TABLE
+    quiet = output is Format.JSON
     if folder is not None and config.model is None:
         config = recordings.train_on_other_runs(config, place)
     with _running_system(config, keep=keep) as url:
@@ -159,6 +163,12 @@ def _running_system(config: Config, *, keep: bool) -> Iterator[str]:
             with talk.status("Ending Ray ..."):
                 cluster.disconnect()
                 cluster.end(state_dir)
+
+
+def check_startable(config: Config) -> None:
+    """Refuse a scenario, a length, a recording or a model that does not work, before Ray is started for it."""
+    build_world(config)
+    load_detector(config)
 
 
 def write_effective(config: Config) -> None:

@@ -10,6 +10,7 @@ import httpx
 from natwork_ray.config import Config, load_config
 from natwork_ray.errors import (
     ConflictError,
+    InputError,
     NatworkError,
     NotFoundError,
     PreconditionError,
@@ -20,11 +21,23 @@ from natwork_ray.errors import (
 
 _TIMEOUT_S = 20.0
 _MAX_TOKEN_BYTES = 4096
-_ERRORS: dict[int, type[NatworkError]] = {
+# By the problem's type where it has one of ours, else by status.
+_KINDS: dict[str, type[NatworkError]] = {
+    "conflict": ConflictError,
+    "not-found": NotFoundError,
+    "precondition": PreconditionError,
+    "quota": RefusedError,
+    "refused": RefusedError,
+    "timed-out": TimedOutError,
+    "usage": UsageError,
+}
+_STATUS: dict[int, type[NatworkError]] = {
+    400: UsageError,
     401: RefusedError,
     403: RefusedError,
     404: NotFoundError,
-    409: ConflictError,
+    409: RefusedError,
+    413: UsageError,
     422: UsageError,
     503: TimedOutError,
 }
@@ -47,7 +60,8 @@ class Doors:
 
         Raises:
             PreconditionError: nobody answers there.
-            NatworkError: the gateway's refusal, with its hint.
+            InputError: the answer is no JSON object.
+        NatworkError: the gateway's refusal, with its hint.
         """
         return self._ask("GET", path, params=query)
 
@@ -56,7 +70,7 @@ class Doors:
         try:
             with self._token_file.open("r", encoding="ascii") as file:
                 token = file.read(_MAX_TOKEN_BYTES).strip()
-        except OSError as error:
+        except (OSError, UnicodeDecodeError) as error:
             raise PreconditionError(
                 f"cannot read the token {self._token_file}: {error}", hint="only the user who started the system can"
             ) from error
@@ -67,13 +81,21 @@ class Doors:
             answer = httpx.request(method, f"{self.url}/api/v1{path}", timeout=_TIMEOUT_S, trust_env=False, **request)
         except httpx.TimeoutException as error:
             raise TimedOutError(f"{self.url} did not answer in {_TIMEOUT_S:.0f} s", hint="`natwork status`") from error
-        except httpx.TransportError as error:
+        except (httpx.TransportError, httpx.DecodingError) as error:
             raise PreconditionError(f"nobody answers at {self.url}: {error}", hint="`natwork up` starts it") from error
-        if answer.is_success:
-            return answer.json()
         try:
-            problem = answer.json()
-            what, hint = str(problem.get("detail", problem)), str(problem.get("hint", "see docs/http.md"))
+            document = answer.json()
         except ValueError:
-            what, hint = answer.text[:200], "see docs/http.md"
-        raise _ERRORS.get(answer.status_code, PreconditionError)(f"{answer.status_code}: {what}", hint=hint)
+            document = None
+        if not isinstance(document, dict):
+            raise InputError(
+                f"{self.url} answered {answer.status_code} without a JSON object: {answer.text[:100]!r}",
+                hint="another program may listen on that port: `natwork status`, or --set http.port=ANOTHER",
+            )
+        if answer.is_success:
+            return document
+        kind = str(document.get("type", "")).removeprefix("urn:natwork:problem:")
+        raise _KINDS.get(kind, _STATUS.get(answer.status_code, NatworkError))(
+            f"{answer.status_code}: {document.get('detail', document)}",
+            hint=str(document.get("hint", "see docs/http.md")),
+        )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib.metadata
-import importlib.util
+import math
 import os
 import platform
 import shutil
@@ -16,13 +16,22 @@ from typing import Annotated, Any
 
 import typer
 
-from natwork_ray.cli.demo import write_effective
+from natwork_ray.backends import load_detector
+from natwork_ray.cli.demo import check_startable, write_effective
 from natwork_ray.cli.doors import Doors
-from natwork_ray.cli.output import Format, FormatOption, JsonOption, chosen, talk, write_json, write_rows
+from natwork_ray.cli.output import Format, FormatOption, JsonOption, chosen, printable, talk, write_json, write_rows
 from natwork_ray.cli.settings import named, settle
 from natwork_ray.config import Config
 from natwork_ray.domain.decisions import Mode
-from natwork_ray.errors import ConflictError, ExitCode, NatworkError, PreconditionError, TimedOutError
+from natwork_ray.errors import (
+    ConflictError,
+    ExitCode,
+    InputError,
+    NatworkError,
+    PreconditionError,
+    TimedOutError,
+    UsageError,
+)
 
 UP_EXAMPLES = """Examples:
 
@@ -51,6 +60,7 @@ def up(
     if cluster.running(state_dir) is not None:
         raise ConflictError(f"the system of {state_dir} runs already", hint="`natwork status` shows it")
     _require_free_port(config)
+    check_startable(config)
     state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     write_effective(config)
     os.environ.update(cluster.environment(state_dir))
@@ -101,6 +111,8 @@ def status(
     """What runs, where the loop stands, and what of the downtime quota is left."""
     output = chosen(output, as_json)
     state_dir = settle().state_dir
+    if not math.isfinite(wait):
+        raise UsageError(f"--wait {wait}", hint="give a number of seconds")
     deadline = time.monotonic() + wait
     while True:
         try:
@@ -115,22 +127,23 @@ def status(
     if output is Format.JSON:
         write_json(state)
         return
-    quota = {account["container"]: account for account in state["quota"]}
-    rows = [
-        {
-            **container,
-            "quota_left_s": quota[container["name"]]["budget_s"]
-            - quota[container["name"]]["spent_s"]
-            - quota[container["name"]]["reserved_s"],
-        }
-        for container in state["topology"]["containers"]
-    ]
+    try:
+        rows = _containers(state)
+    except (KeyError, TypeError) as error:
+        raise InputError(
+            f"the answer is no state of a loop: {error!r}", hint="the running system may be of another version"
+        ) from error
     keys = ("backend", "scenario", "mode", "at_s", "turns", "windows", "alarms", "decisions", "awaiting_approval",
             "done", "failed", "quota_violations")  # fmt: skip
     if output is Format.TABLE:
         for key in keys:
-            talk.print(f"{key:18} {state[key]}")
+            talk.print(f"{key:18} {printable(str(state.get(key)))}")
     write_rows(rows, ("name", "node", "replicas", "cpu_limit_cores", "quota_left_s"), output, title="containers")
+
+
+def _containers(state: dict[str, Any]) -> list[dict[str, Any]]:
+    left = {a["container"]: a["budget_s"] - a["spent_s"] - a["reserved_s"] for a in state["quota"]}
+    return [{**c, "quota_left_s": left.get(c["name"])} for c in state["topology"]["containers"]]
 
 
 def down(as_json: JsonOption = False) -> None:
@@ -218,11 +231,8 @@ def _port(config: Config) -> str:
 
 
 def _model(config: Config) -> str:
-    from natwork_ray.profiling.model_file import DEFAULT_MODEL, PACKAGED_MODELS, loads
-
-    path = config.model or PACKAGED_MODELS / f"{DEFAULT_MODEL}.safetensors"
-    loads(path.read_bytes())
-    return str(path)
+    card = load_detector(config).card
+    return f"{config.model or 'the shipped one'}, trained on {card.runs} {card.trained_on} runs"
 
 
 def _data(config: Config) -> str:

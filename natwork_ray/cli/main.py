@@ -1,7 +1,7 @@
 """`natwork`: the command line.
 
 Exit codes: 0 done, 1 failed, 2 usage, 3 precondition missing, 4 verification failed, 5 refused by policy, 6 timed out
-(docs/cli.md). With --json, stdout holds one JSON object and nothing else.
+(docs/cli.md); 130 when interrupted, as shells have it. With --json, stdout holds one JSON object and nothing else.
 
 Ray reads its settings when it is imported, and importing it takes a second. So commands import agents and Serve apps
 only after they have set the environment, inside the functions that need them.
@@ -13,12 +13,11 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
-import click
 import typer
 
 from natwork_ray import __version__
 from natwork_ray.cli import audit, bench, demo, lifecycle, operate, train
-from natwork_ray.cli.output import talk
+from natwork_ray.cli.output import printable, talk
 from natwork_ray.cli.settings import remember
 from natwork_ray.errors import ExitCode, NatworkError
 
@@ -73,27 +72,15 @@ app.add_typer(bench.app, name="bench")
 
 
 def main() -> None:
-    """Entry point of the console script."""
+    """Entry point of the console script. Typer itself ends with 2 on usage errors, 1 on a closed pipe."""
     try:
-        result = app(standalone_mode=False)
-        code = result if isinstance(result, int) else ExitCode.DONE
+        app()
     except NatworkError as error:
-        talk.print(f"error: {error.what}", style="red", markup=False)
-        talk.print(f"hint: {error.hint}", markup=False)
-        code = error.exit_code
-    except click.exceptions.Abort:
-        talk.print("interrupted", style="yellow")
-        code = ExitCode.FAILED
-    except click.ClickException as error:
-        error.show(file=sys.stderr)
-        code = ExitCode.USAGE if isinstance(error, click.UsageError) else ExitCode.FAILED
-    except KeyboardInterrupt:
-        talk.print("interrupted", style="yellow")
-        code = ExitCode.FAILED
-    except BrokenPipeError:
-        # The reader of our output has gone (`natwork ... | head`).
-        sys.stderr.close()
-        code = ExitCode.FAILED
+        what, hint, code = error.what, error.hint, error.exit_code
+    except OSError as error:  # a file that cannot be written, a full disk: the system's own words say it best
+        what, hint, code = str(error), "check the path, its permissions and the free space", ExitCode.FAILED
+    talk.print(f"error: {printable(what)}", style="red", soft_wrap=True)
+    talk.print(f"hint: {printable(hint)}", soft_wrap=True)
     sys.exit(int(code))
 
 

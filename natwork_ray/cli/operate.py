@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import getpass
 from typing import Annotated
+from urllib.parse import quote
 
 import typer
 
@@ -16,6 +17,7 @@ from natwork_ray.control.moving import predict_move
 from natwork_ray.control.service import StoredEvent
 from natwork_ray.domain.decisions import DecisionStatus, Mode
 from natwork_ray.domain.values import decode, plain
+from natwork_ray.errors import UsageError
 
 APPROVE_EXAMPLES = """Examples:
 
@@ -63,8 +65,8 @@ def approve(
     """Grant or refuse a decision of a running loop in mode approve."""
     answer = Doors(settle().state_dir).change(
         "POST",
-        f"/decisions/{decision}/approval",
-        {"granted": not refuse, "by": by or getpass.getuser(), "note": note},
+        f"/decisions/{quote(decision, safe='')}/approval",
+        {"granted": not refuse, "by": by or _user(), "note": note},
     )
     if as_json:
         write_json(answer)
@@ -78,8 +80,15 @@ def mode(
     as_json: JsonOption = False,
 ) -> None:
     """Change how much the running loop may do by itself."""
-    answer = Doors(settle().state_dir).change("PUT", "/mode", {"mode": new.value, "by": by or getpass.getuser()})
+    answer = Doors(settle().state_dir).change("PUT", "/mode", {"mode": new.value, "by": by or _user()})
     if as_json:
         write_json(answer)
     else:
         talk.print(f"mode is {answer['mode']}")
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError) as error:
+        raise UsageError("this process's user has no name", hint="say who with --by NAME") from error

@@ -7,6 +7,7 @@ from pathlib import Path
 from natwork_ray.adapters.ianomaly import labelled_runs, read_recordings
 from natwork_ray.adapters.replay import ReplayTelemetry
 from natwork_ray.cli.output import progress_bar, talk
+from natwork_ray.cli.settings import whole
 from natwork_ray.config import Config
 from natwork_ray.errors import PreconditionError, UsageError
 from natwork_ray.profiling.training import train_profiler
@@ -24,7 +25,7 @@ def folder_of(telemetry: str) -> Path | None:
     word, colon, path = telemetry.partition(":")
     if word != "replay" or not colon or not path:
         raise UsageError(f"--telemetry {telemetry}", hint="write 'emulated' or 'replay:FOLDER'")
-    folder = Path(path).expanduser().absolute()
+    folder = whole(Path(path))
     if not folder.is_dir():
         raise PreconditionError(f"{folder} is no folder", hint="docs/data.md says where recordings are published")
     return folder

@@ -2,11 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import asyncio
+import json
+import os
+import shutil
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from agents import cluster
+from natwork_ray.backends import WorldFacts
+from natwork_ray.cli import settings as cli_settings
+from natwork_ray.cli.in_process import Ending, run_in_process
+from natwork_ray.cli.main import main
+from natwork_ray.config import Config, load_config, to_toml
+from natwork_ray.control.cycle import Turn
 from natwork_ray.domain.actions import (
     ActionOutcome,
     BlockSource,
@@ -25,6 +42,7 @@ from natwork_ray.domain.runs import DetectionScore, RunRecord
 from natwork_ray.domain.telemetry import METRICS, N_METRICS, FlowShare, Metric, NodeUsage, TelemetryWindow
 from natwork_ray.domain.topology import Container, Link, Node, NodeRole, Slice, Topology
 from natwork_ray.domain.values import Backend
+from natwork_ray.errors import TimedOutError
 
 NAMES = (
     "camera-gateway",
@@ -295,3 +313,209 @@ def _decision(
 def _make_record() -> Callable[..., RunRecord]:
     """`make_record(seed, names=..., samples=..., wall_s=...)`."""
     return make_record
+
+
+@dataclass(frozen=True)
+class SmallRun:
+    """A quarter of an hour of ten emulated services in mode act, and the journal that it left."""
+
+    config: Config
+    state_dir: Path
+    facts: WorldFacts
+    ending: Ending
+    turns: tuple[Turn, ...]
+
+
+@pytest.fixture(scope="session")
+def small_run(tmp_path_factory: pytest.TempPathFactory) -> SmallRun:
+    """A real run, in this process; read its journal, but copy it before changing anything (`own_state`)."""
+    flags = {"loop.mode": "act", "emulation.scenario": "grid-10", "emulation.duration_s": 900, "sla.window_s": 86_400}
+    state_dir = tmp_path_factory.mktemp("run") / "state"
+    config = load_config(environ={}, flags={**flags, "state_dir": str(state_dir)})
+    turns: list[Turn] = []
+    facts, ending = asyncio.run(run_in_process(config, state_dir, on_turn=turns.append))
+    return SmallRun(config, state_dir, facts, ending, tuple(turns))
+
+
+@pytest.fixture
+def own_state(small_run: SmallRun, tmp_path: Path) -> Path:
+    """A copy of the small run's state directory, to do with as one likes."""
+    return Path(shutil.copytree(small_run.state_dir, tmp_path / "state"))
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+
+Natwork = Callable[..., Ended]
+
+
+@pytest.fixture
+def natwork(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Iterator[Natwork]:
+    """`natwork("audit", "list")`: the console script's entry point in this process, in an empty folder.
+
+    It must end with SystemExit: any other exception is a bug, and fails the test.
+    """
+    for name in [n for n in os.environ if n.startswith("NATWORK_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("COLUMNS", "200")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+
+    def call(*arguments: object) -> Ended:
+        monkeypatch.setattr(sys, "argv", ["natwork", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main()
+        said = capsys.readouterr()
+        assert "Traceback" not in said.err
+        code = ended.value.code
+        return Ended(0 if code is None else int(code), said.out, said.err)
+
+    yield call
+    cli_settings.remember(None, [])
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One request that reached the stand-in gateway."""
+
+    method: str
+    path: str
+    body: Any
+    authorization: str | None
+
+
+class StandInGateway:
+    """An HTTP server on loopback that answers what a test tells it to, and keeps what it was asked."""
+
+    def __init__(self, state_dir: Path) -> None:
+        self.state_dir = state_dir
+        self.asked: list[Asked] = []
+        self._answer = (500, b"{}")
+        gateway = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                length = int(self.headers.get("Content-Length", 0))
+                body = json.loads(self.rfile.read(length)) if length else None
+                gateway.asked.append(Asked(self.command, self.path, body, self.headers.get("Authorization")))
+                status, answer = gateway._answer
+                self.send_response(status)
+                self.send_header("Content-Length", str(len(answer)))
+                self.end_headers()
+                self.wfile.write(answer)
+
+            do_POST = do_PUT = do_GET
+
+            def log_message(self, *_: object) -> None:
+                """Stderr belongs to the command under test."""
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,))
+        self._thread.start()
+        port = self._server.server_address[1]
+        config = load_config(environ={}, flags={"state_dir": str(state_dir), "http.port": port})
+        (state_dir / "natwork.toml").write_text(to_toml(config), encoding="utf-8")
+        (state_dir / "api-token").write_text("s3cret\n", encoding="ascii")
+
+    def answers(self, status: int, answer: dict[str, Any] | bytes) -> None:
+        """From now on."""
+        self._answer = (status, answer if isinstance(answer, bytes) else json.dumps(answer).encode())
+
+    def close(self) -> None:
+        """Stop answering."""
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+
+@pytest.fixture
+def gateway(tmp_path: Path) -> Iterator[StandInGateway]:
+    """A gateway of a state directory of its own."""
+    (tmp_path / "gateway").mkdir()
+    server = StandInGateway(tmp_path / "gateway")
+    yield server
+    server.close()
+
+
+class WithoutRay:
+    """What `up` and `demo` ask of Ray, noted instead of done."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *, failing: str = "") -> None:
+        import agents.supervisor
+        import serve_apps.deploy
+
+        self.done: list[str] = []
+        self.failing = failing
+        record = cluster.ClusterRecord(
+            pid=1, created_s=1.0, address="127.0.0.1:1", dashboard_port=8265, metrics_port=9000, temp_dir=""
+        )
+
+        class SupervisorActor:
+            async def call(self, method: str) -> int:
+                return len(method)
+
+        for module, name, answer in (
+            (cluster, "start", record),
+            (cluster, "connect", record),
+            (cluster, "disconnect", None),
+            (cluster, "end", True),
+            (serve_apps.deploy, "deploy", "http://127.0.0.1:8000"),
+            (agents.supervisor, "start_supervisor", SupervisorActor()),
+        ):
+            monkeypatch.setattr(module, name, self._noted(name, answer))
+        monkeypatch.setattr(os, "environ", dict(os.environ))
+
+    def _noted(self, name: str, answer: Any) -> Any:
+        def call(*_: object, **__: object) -> Any:
+            self.done.append(name)
+            if name == self.failing:
+                raise TimedOutError(f"{name} took too long", hint="wait")
+            return answer
+
+        return call
+
+
+@pytest.fixture
+def without_ray(monkeypatch: pytest.MonkeyPatch) -> Callable[..., WithoutRay]:
+    """`without_ray(failing="deploy")`: from then on commands start nothing, and one step may fail."""
+
+    def install(*, failing: str = "") -> WithoutRay:
+        return WithoutRay(monkeypatch, failing=failing)
+
+    return install
+
+
+@pytest.fixture
+def recorded(tmp_path: Path) -> Path:
+    """A folder in iAnomaly's format: runs 1 to 3 of one service, made up, with blocks as the set has them."""
+    root = tmp_path / "recorded" / "sample_dataset"
+    for run in (1, 2, 3):
+        rng = np.random.default_rng(run)
+        _write_recording(root / "normal_data" / f"svc_normal{run}.csv", rng, [0] * 370, labelled=False)
+        others = [0] * 20 + ([1] * 15 + [0] * 15) * 3
+        _write_recording(root / "anomaly_data" / f"svc_other_anoms{run}.csv", rng, others, labelled=True)
+        surges = [0] * 10 + [1] * 3 + [0] * 15 + [1] * 15 + [0] * 10
+        _write_recording(root / "anomaly_data" / f"svc_usersurge{run}.csv", rng, surges, labelled=True)
+    return root.parent
+
+
+def _write_recording(path: Path, rng: np.random.Generator, labels: list[int], *, labelled: bool) -> None:
+    names = (
+        "total_disk_read_throughput,total_disk_write_throughput,rss,vsize,cpu_usage,rx_bytes_per_ns,tx_bytes_per_ns,"
+        "latency_p50,latency_p90,latency_p99,request_throughput,errors_per_ns"
+    )
+    usual = np.array([0.004, 0.002, 4e8, 3e9, 0.4, 0.006, 2e-5, 2e8, 4e8, 6e8, 2.6e-9, 1e-11])
+    values = usual * rng.lognormal(0.0, 0.05, (len(labels), len(usual)))
+    values[np.array(labels) == 1] *= 3.0
+    rows = [",".join([*map(repr, row), *([str(mark)] if labelled else [])])
+            for row, mark in zip(values.tolist(), labels, strict=True)]  # fmt: skip
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join([names + (",Normal/Attack" if labelled else ""), *rows]) + "\n", encoding="utf-8")

@@ -27,9 +27,12 @@ from natwork_ray.domain.actions import (
 from natwork_ray.domain.anomaly import AnomalyKind
 from natwork_ray.domain.decisions import DecisionStatus
 from natwork_ray.domain.runs import RunRecord
+from natwork_ray.domain.topology import Topology
 from natwork_ray.domain.values import Backend
 
 MakeRecord = Callable[..., RunRecord]
+
+NOWHERE = Topology(nodes=(), links=(), slices=(), containers=())
 
 
 def shown(what: RenderableType) -> str:
@@ -109,7 +112,7 @@ def test_story_tells_what_was_seen_decided_and_paid(make_record: MakeRecord) -> 
     decision = next(d for d in record.decisions if d.container == "upf")
     assert decision.verdict is not None
     outcome = next(o for o in record.outcomes if o.key.startswith(decision.id))
-    turn = Turn(decision.at_s, 12, Judgement((decision.verdict,), ("parking",)), (decision,), (outcome,))
+    turn = Turn(decision.at_s, 12, Judgement((decision.verdict,), ("parking",)), (decision,), (outcome,), NOWHERE)
     seen, blind, decided, done = (str(line) for line in Story(origin_s=3600.0).tell(turn, quota=quota))
     assert "0:30:30" in seen
     assert "upf: stage 1" in seen
@@ -127,7 +130,7 @@ def test_story_is_told_once_until_it_changes(make_record: MakeRecord) -> None:
     story = Story(origin_s=0.0)
 
     def told(*verdicts: object) -> int:
-        return len(story.tell(Turn(0.0, 1, Judgement(tuple(verdicts), ("x",)), (), ())))  # type: ignore[arg-type]
+        return len(story.tell(Turn(0.0, 1, Judgement(tuple(verdicts), ("x",)), (), (), NOWHERE)))  # type: ignore[arg-type]
 
     assert [told(verdict), told(verdict), told(other), told(), told(verdict)] == [2, 0, 1, 0, 1]
 
@@ -137,7 +140,7 @@ def test_failed_and_unknown_outcomes(make_record: MakeRecord) -> None:
     decision = next(d for d in record.decisions if d.status is DecisionStatus.FAILED)
     failed = next(o for o in record.outcomes if not o.done)
     stranger = dataclasses.replace(failed, key="d-999999/0", done=True, detail="scaled", error="")
-    turn = Turn(0.0, 1, Judgement((), ()), (decision,), (failed, stranger))
+    turn = Turn(0.0, 1, Judgement((), ()), (decision,), (failed, stranger), NOWHERE)
     _, first, second = (str(line) for line in Story(origin_s=0.0).tell(turn))
     assert "migrate of traffic-control: the target node refused" in first
     assert "d-999999/0: scaled, took" in second
@@ -176,11 +179,11 @@ def test_every_instruction_has_words(make_record: MakeRecord, instruction: Instr
         backend=Backend.EMULATED,
         detail="",
     )
-    turn = Turn(1.0, 1, Judgement((), ()), (decision,), (outcome,))
+    turn = Turn(1.0, 1, Judgement((), ()), (decision,), (outcome,), NOWHERE)
     assert words in str(Story(origin_s=0.0).tell(turn)[-1])
 
 
 def test_names_with_brackets_are_not_markup(make_record: MakeRecord) -> None:
     verdict = dataclasses.replace(make_record().verdicts[0], container="[red]x[/red]")
-    turn = Turn(0.0, 1, Judgement((verdict,), ()), (), ())
+    turn = Turn(0.0, 1, Judgement((verdict,), ()), (), (), NOWHERE)
     assert "[red]x[/red]" in shown(Story(origin_s=0.0).tell(turn)[0])

@@ -1,0 +1,49 @@
+"""The prediction behind a planned move agrees with the published equations and grows with what is moved."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from natwork_ray.control.moving import predict_move
+from natwork_ray.domain.actions import MigrationMethod
+from natwork_ray.limi.durations import best_method, predict_p95, typical_inputs
+
+MIB = 2.0**20
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(rss_mib=st.floats(1, 8192), bandwidth=st.floats(1e6, 1.25e9), replicas=st.integers(1, 8))
+def test_it_is_the_best_method_and_its_95th_percentile(
+    world: Any, rss_mib: float, bandwidth: float, replicas: int
+) -> None:
+    container = replace(world.container("c"), replicas=replicas)
+    predicted = predict_move(container, rss_bytes=rss_mib * MIB, bandwidth_bytes_per_s=bandwidth)
+    inputs = typical_inputs(rss_bytes=rss_mib * MIB, replicas=replicas, bandwidth_bytes_per_s=bandwidth)
+    assert predicted.method in MigrationMethod
+    assert predicted.method is best_method(inputs).method
+    assert predicted.downtime_p95_s == predict_p95(predicted.method, inputs).downtime_s
+    # A plan on the 95th percentile is never rosier than the median.
+    assert predicted.downtime_p95_s >= best_method(inputs).downtime_s > 0
+    assert predicted.total_s >= best_method(inputs).downtime_s
+
+
+def test_more_memory_takes_longer(world: Any) -> None:
+    times = [
+        predict_move(world.container("c"), rss_bytes=size * MIB, bandwidth_bytes_per_s=1.25e8).total_s
+        for size in (16, 64, 256, 1024)
+    ]
+    assert times == sorted(times)
+    assert times[0] < times[-1]
+
+
+def test_a_faster_link_is_no_slower(world: Any) -> None:
+    slow, fast = (
+        predict_move(world.container("c"), rss_bytes=512 * MIB, bandwidth_bytes_per_s=rate) for rate in (1e7, 1e9)
+    )
+    assert fast.total_s < slow.total_s
+    assert fast.downtime_p95_s == pytest.approx(min(fast.downtime_p95_s, slow.downtime_p95_s))
