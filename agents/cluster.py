@@ -61,7 +61,7 @@ def environment(state_dir: Path) -> dict[str, str]:
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(state_dir / RAY_TOKEN_FILE),
         "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_DISABLE_IMPORT_WARNING": "1",
+        "RAY_SERVE_LOG_TO_STDERR": "0",  # it tells of every handle and step; its files have it all
         "RAY_DEDUP_LOGS": "0",  # what is held back for that is printed to stdout at exit, after our results
         "OMP_NUM_THREADS": "1",
         "NATWORK_CONFIG": str(state_dir / CONFIG_FILE),

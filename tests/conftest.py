@@ -26,8 +26,8 @@ from hypothesis import settings  # noqa: E402
 
 # The same examples every time and no deadlines: a slow machine is no failure. To look for new ones:
 # HYPOTHESIS_PROFILE=random pytest tests/unit --hypothesis-seed=random
-settings.register_profile("steady", deadline=None, derandomize=True)
-settings.register_profile("random", deadline=None, derandomize=False)
+settings.register_profile("steady", deadline=None, derandomize=True, max_examples=40)
+settings.register_profile("random", deadline=None, derandomize=False, max_examples=200)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "steady"))
 
 

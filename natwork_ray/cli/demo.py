@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import socket
+import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -137,7 +138,7 @@ async def _tell(supervisor: Supervisor, chronicle: Chronicle, *, quiet: bool) ->
     return told
 
 
-@contextmanager
+@contextlib.contextmanager
 def _running_system(config: Config, *, keep: bool) -> Iterator[str]:
     """A cluster with the applications on it; ended afterwards unless it is to be kept."""
     from agents import cluster
@@ -156,7 +157,9 @@ def _running_system(config: Config, *, keep: bool) -> Iterator[str]:
 
             make_token(state_dir)
             url = deploy(config.http)
-        yield url
+        # Ray tells its clients of a death in the cluster on stdout, where the result belongs.
+        with contextlib.redirect_stdout(sys.stderr):
+            yield url
         ended_well = True
     finally:
         if not (keep and ended_well):

@@ -104,9 +104,7 @@ def test_the_doors_survive_a_killed_control_actor(loop: Any, http: httpx.Client)
 def test_serve_listens_on_loopback_only(ray_cluster: Any, anomaly_app: str) -> None:
     ours = {p.pid for p in psutil.Process().children(recursive=True)}
     listening = [
-        c.laddr
-        for c in psutil.net_connections("inet")
-        if c.pid in ours and c.status == psutil.CONN_LISTEN and c.laddr
+        c.laddr for c in psutil.net_connections("inet") if c.pid in ours and c.status == psutil.CONN_LISTEN and c.laddr
     ]
     assert {address.ip for address in listening if address.port == ray_cluster.http.port} == {"127.0.0.1"}
     assert 9000 not in {address.port for address in listening}, "Serve's gRPC proxy is not wanted"

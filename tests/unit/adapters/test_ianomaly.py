@@ -206,7 +206,7 @@ def test_unreadable(tmp_path: Path) -> None:
         _read(binary)
 
 
-@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.binary(max_size=300), st.booleans(), st.integers(0, 400))
 def test_fuzzed_files_are_input_errors_or_sound(tmp_path: Path, noise: bytes, header: bool, place: int) -> None:
     path = tmp_path / "fuzz.csv"

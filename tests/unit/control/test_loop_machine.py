@@ -287,7 +287,7 @@ class LoopMachine(RuleBasedStateMachine):
 
 
 TestLoop = LoopMachine.TestCase
-TestLoop.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestLoop.settings = settings(max_examples=25, stateful_step_count=40)
 
 
 @pytest.mark.parametrize("mode", list(Mode))

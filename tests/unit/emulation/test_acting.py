@@ -344,7 +344,7 @@ steps = st.lists(
 )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20)
 @given(steps)
 def test_no_sequence_of_actions_breaks_placement(sequence: list[tuple[object, ...]]) -> None:
     testbed = Testbed(CITY, seed=1)

@@ -14,11 +14,12 @@ from natwork_ray.errors import UsageError
 
 def test_runs_are_labelled_and_reproducible() -> None:
     runs = labelled_runs(seed=4, runs=2, hours=2.0)
-    again = labelled_runs(seed=4, runs=2, hours=2.0)
+    # The first run alone is the same as beside another: each has a seed of its own.
+    again = labelled_runs(seed=4, runs=1, hours=2.0)
     assert len(runs) == 32
     assert len({r.run for r in runs}) == 2
     assert len({(r.run, r.service) for r in runs}) == 32
-    for a, b in zip(runs, again, strict=True):
+    for a, b in zip(runs[:16], again, strict=True):
         np.testing.assert_array_equal(a.values, b.values)
         np.testing.assert_array_equal(a.kinds, b.kinds)
     kinds = np.concatenate([r.kinds for r in runs])

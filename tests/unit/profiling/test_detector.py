@@ -94,7 +94,7 @@ def test_cold_start_is_degraded(runs: tuple[LabelledRun, ...], detector: TwoStag
     assert detector.assess(window, ProfileBook()).degraded == ("box",)
 
 
-@settings(max_examples=60)
+@settings(max_examples=30)
 @given(st.data())
 def test_missing_samples_never_make_a_verdict(
     runs: tuple[LabelledRun, ...], detector: TwoStageDetector, draw: st.DataObject

@@ -36,7 +36,7 @@ def test_round_trip(detector: TwoStageDetector, data: bytes) -> None:
     assert len(digest(data)) == 64
 
 
-@settings(max_examples=300)
+@settings(max_examples=100)
 @given(st.data())
 def test_damaged_files(data: bytes, draw: st.DataObject) -> None:
     """Flipped, cut off or grown: either still a model in range, or an InputError."""

@@ -202,7 +202,7 @@ def test_without_a_model_it_is_503(make_client: Any) -> None:
     assert is_problem(client.get("/api/v1/anomaly/model"), 503)["hint"] == "natwork train profiler"
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     data=st.binary(max_size=1200),
     n=st.one_of(st.none(), st.integers(-2, 5), st.integers()),

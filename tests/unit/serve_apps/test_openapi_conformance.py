@@ -23,7 +23,7 @@ CHECKS = [
     response_schema_conformance,
 ]
 bounded = settings(
-    max_examples=25,
+    max_examples=10,
     deadline=None,
     derandomize=True,
     phases=[Phase.explicit, Phase.generate],
