@@ -74,7 +74,7 @@ app.add_typer(bench.app, name="bench")
 def main() -> None:
     """Entry point of the console script. Typer itself ends with 2 on usage errors, 1 on a closed pipe."""
     try:
-        app()
+        app(prog_name="natwork")
     except NatworkError as error:
         what, hint, code = error.what, error.hint, error.exit_code
     except OSError as error:  # a file that cannot be written, a full disk: the system's own words say it best

@@ -94,13 +94,14 @@ class DirectControl:
                 if not done.done():
                     done.set_exception(error)
             return
-        if self._on_answers is not None:
-            self._on_answers(events, answers)
         start = 0
         for group, done in batch:
             if not done.done():
                 done.set_result(answers[start : start + len(group)])
             start += len(group)
+        # Last: whoever only counts must not keep an answer from those who wait for it.
+        if self._on_answers is not None:
+            self._on_answers(events, answers)
 
     async def outbox(self) -> tuple[Instruction, ...]:
         """See `ControlApi`."""

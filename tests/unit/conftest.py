@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
 
 import pytest
 
 
 @pytest.fixture(autouse=True)
-def _no_ray(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make `ray.init` raise, also where Ray was imported already."""
     ray = sys.modules.get("ray")
     if ray is not None:
@@ -18,4 +17,3 @@ def _no_ray(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
             raise AssertionError("a unit test may not start Ray: it belongs into tests/agents or tests/serve")
 
         monkeypatch.setattr(ray, "init", forbidden)
-    yield

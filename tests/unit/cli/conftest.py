@@ -412,7 +412,7 @@ class StandInGateway:
                 self.end_headers()
                 self.wfile.write(answer)
 
-            do_POST = do_PUT = do_GET
+            do_POST = do_PUT = do_GET  # noqa: N815 - http.server looks them up by these names
 
             def log_message(self, *_: object) -> None:
                 """Stderr belongs to the command under test."""

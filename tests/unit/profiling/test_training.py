@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from natwork_ray.adapters.ianomaly import labelled_runs, read_recordings
 from natwork_ray.domain.labelled import LabelledRun
 from natwork_ray.domain.values import Backend, plain
 from natwork_ray.errors import InputError
@@ -127,20 +125,6 @@ def test_table_2_bounds(runs: Runs) -> None:
         table_2(runs, epochs=0)
     with pytest.raises(InputError, match="only normal"):
         table_2([replace(r, kinds=np.zeros_like(r.kinds)) for r in runs])
-
-
-@pytest.mark.data
-@pytest.mark.slow
-def test_table_2_on_the_recorded_services(data_dir: Path) -> None:
-    table = table_2(labelled_runs(read_recordings(data_dir / "ianomaly")))
-    by_profile, raw, leaky, deviation, constant = table.rows
-    assert by_profile.f1 >= 0.86
-    assert by_profile.accuracy >= 0.95
-    assert raw.f1 >= 0.84
-    # What a random split of overlapping windows adds without a better detector.
-    assert leaky.f1 > by_profile.f1 + 0.01
-    assert deviation.f1 < by_profile.f1 - 0.05
-    assert constant.f1 < by_profile.f1 - 0.05
 
 
 def test_model_bytes_load(runs: Runs) -> None:

@@ -160,7 +160,9 @@ def control(empty_control: InProcess) -> InProcess:
     return empty_control
 
 
-def gateway_app(control: InProcess | Current, *, hosts: Sequence[str] = ("127.0.0.1", "[::1]"), limit: int = LIMIT) -> FastAPI:
+def gateway_app(
+    control: InProcess | Current, *, hosts: Sequence[str] = ("127.0.0.1", "[::1]"), limit: int = LIMIT
+) -> FastAPI:
     # One look at the log and one heartbeat, then the stream ends: no test has to wait.
     quick = StreamLimits(poll_s=0.0, heartbeat_s=0.0, stream_s=0.0, streams=2)
     return create_gateway(control.provide, token=TOKEN, max_body_bytes=limit, allowed_hosts=hosts, stream=quick)
