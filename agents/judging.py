@@ -12,8 +12,8 @@ from ray import serve
 from agents.calls import PATIENCE_S, persist
 from natwork_ray.control.cycle import Judgement
 from natwork_ray.domain.telemetry import TelemetryWindow
-from natwork_ray.profiling.detector import reach_verdicts
 from natwork_ray.profiling.profile import ProfileBook
+from natwork_ray.profiling.verdicts import reach_verdicts
 
 
 class ServeJudge:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -36,9 +37,11 @@ from natwork_ray.emulation.services import ServiceProfile
 from natwork_ray.emulation.testbed import Testbed
 from natwork_ray.errors import PreconditionError, UsageError
 from natwork_ray.ports import Clock, ContainerRuntime, Firewall, Orchestrator, TelemetrySource
-from natwork_ray.profiling.detector import TwoStageDetector
-from natwork_ray.profiling.model_file import DEFAULT_MODEL, MAX_MODEL_BYTES, loads
+from natwork_ray.profiling.bounds import DEFAULT_MODEL, MAX_MODEL_BYTES
 from natwork_ray.profiling.profile import ProfileBook
+
+if TYPE_CHECKING:
+    from natwork_ray.profiling.detector import TwoStageDetector
 
 SECONDS_PER_ROUND = 5400.0  # each kind of anomaly and attack once in so long
 
@@ -249,6 +252,9 @@ def model_bytes(config: Config) -> bytes:
 
 def load_detector(config: Config) -> TwoStageDetector:
     """As `model_bytes`, ready to use."""
+    # Torch costs seconds and 200 MiB, and most processes that build a world need none.
+    from natwork_ray.profiling.model_file import loads
+
     return loads(model_bytes(config))
 
 

@@ -19,9 +19,10 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from natwork_ray.config import load_config
 from natwork_ray.errors import PreconditionError
-from natwork_ray.profiling.detector import Scores
-from natwork_ray.profiling.model_file import DEFAULT_MODEL, PACKAGED_MODELS, digest, loads
+from natwork_ray.profiling.bounds import DEFAULT_MODEL, PACKAGED_MODELS
+from natwork_ray.profiling.model_file import digest, loads
 from natwork_ray.profiling.profile import Floats
+from natwork_ray.profiling.verdicts import Scores
 from serve_apps.anomaly_api import ModelInfo, Served, create_app
 from serve_apps.security import LOOPBACK_HOSTS
 

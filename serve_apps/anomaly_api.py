@@ -34,9 +34,9 @@ from natwork_ray.domain.anomaly import STAGE_2_CLASSES, AnomalyKind, Driver
 from natwork_ray.domain.telemetry import METRICS, N_METRICS
 from natwork_ray.domain.values import encode, value
 from natwork_ray.errors import InputError
-from natwork_ray.profiling.detector import Scores, drivers
 from natwork_ray.profiling.model_card import ModelCard
 from natwork_ray.profiling.profile import SCALE_FLOOR, UNPROFILED_SCALE, Floats
+from natwork_ray.profiling.verdicts import Scores, drivers
 from serve_apps.problems import input_error, install, responses
 from serve_apps.security import Door
 

@@ -15,7 +15,7 @@ import tempfile
 from pathlib import Path
 
 from natwork_ray.errors import InputError, NotFoundError, StoreError
-from natwork_ray.profiling.model_file import PACKAGED_MODELS
+from natwork_ray.profiling.bounds import PACKAGED_MODELS
 
 _SUFFIX = ".safetensors"
 # What a folder entry may be called everywhere, and no path.

@@ -10,7 +10,6 @@ from natwork_ray.cli.output import progress_bar, talk
 from natwork_ray.cli.settings import whole
 from natwork_ray.config import Config
 from natwork_ray.errors import PreconditionError, UsageError
-from natwork_ray.profiling.training import train_profiler
 
 
 def folder_of(telemetry: str) -> Path | None:
@@ -50,6 +49,8 @@ def train_on_other_runs(config: Config, place: Path) -> Config:
 
         def step(done: int, total: int, what: str) -> None:
             bar.update(task, completed=done, total=total, description=what)
+
+        from natwork_ray.profiling.training import train_profiler
 
         model = train_profiler(others, progress=step)
     path = place / f"runs-{'-'.join(names)}.safetensors"

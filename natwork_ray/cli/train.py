@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -27,11 +28,8 @@ from natwork_ray.domain.labelled import LabelledRun
 from natwork_ray.domain.values import plain
 from natwork_ray.emulation.training_set import labelled_runs as emulated_runs
 from natwork_ray.errors import PreconditionError
-from natwork_ray.profiling.fitting import Progress
+from natwork_ray.profiling.bounds import DEFAULT_MODEL, TABLE_2_EPOCHS, TABLE_2_FOLDS
 from natwork_ray.profiling.model_card import TrainingSettings
-from natwork_ray.profiling.model_file import DEFAULT_MODEL, digest, loads
-from natwork_ray.profiling.reproduce import EPOCHS, FOLDS, table_2
-from natwork_ray.profiling.training import train_profiler
 
 train_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Train the models.")
 reproduce_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Our numbers beside the published ones.")
@@ -70,6 +68,9 @@ def profiler(
 ) -> None:
     """Train both stages of the profiler (D3.3 Annex A). The defaults rebuild the shipped model."""
     require_room(out, force=force)
+    from natwork_ray.profiling.model_file import digest, loads
+    from natwork_ray.profiling.training import train_profiler
+
     settings = replace(TrainingSettings(), seed=seed, epochs=epochs, window=window)
     talk.print("Collecting labelled runs ...")
     labelled = training_data(data, seed=data_seed, runs=runs, hours=hours)
@@ -95,8 +96,8 @@ def reproduce_table_2(
         Path | None, typer.Option(help="Recordings in iAnomaly's format (default: data_dir/ianomaly).")
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of everything random.")] = 7,
-    epochs: Annotated[int, typer.Option(min=1, help="Epochs per network.")] = EPOCHS,
-    folds: Annotated[int, typer.Option(min=2, help="Run groups at most.")] = FOLDS,
+    epochs: Annotated[int, typer.Option(min=1, help="Epochs per network.")] = TABLE_2_EPOCHS,
+    folds: Annotated[int, typer.Option(min=2, help="Run groups at most.")] = TABLE_2_FOLDS,
     output: FormatOption = Format.TABLE,
     as_json: JsonOption = False,
 ) -> None:
@@ -109,6 +110,8 @@ def reproduce_table_2(
         data = data_dir / "ianomaly"
     labelled = recorded_runs(read_recordings(data))
     with progress_bar(quiet=output is Format.JSON) as bar:
+        from natwork_ray.profiling.reproduce import table_2
+
         table = table_2(labelled, seed=seed, epochs=epochs, folds=folds, progress=_shown_on(bar))
     document = plain(table)
     if output is Format.JSON:
@@ -120,7 +123,7 @@ def reproduce_table_2(
     write_rows(rows, columns, output, title="table 2")
 
 
-def _shown_on(bar: Any) -> Progress:
+def _shown_on(bar: Any) -> Callable[[int, int, str], None]:
     task = bar.add_task("training", total=None)
 
     def step(done: int, total: int, what: str) -> None:

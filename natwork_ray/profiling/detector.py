@@ -20,60 +20,23 @@ Left out: calibration of the scores, and the test of "Unknown" against every kno
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import NamedTuple
-
 import numpy as np
 from numpy.typing import NDArray
 
-from natwork_ray.domain.anomaly import STAGE_2_CLASSES, AnomalyKind, AnomalyVerdict, Driver
-from natwork_ray.domain.telemetry import METRICS, N_METRICS, TelemetryWindow
+from natwork_ray.domain.anomaly import STAGE_2_CLASSES, AnomalyKind
+from natwork_ray.domain.telemetry import N_METRICS, TelemetryWindow
 from natwork_ray.errors import InputError
 from natwork_ray.profiling.fitting import predict
 from natwork_ray.profiling.model_card import ModelCard
 from natwork_ray.profiling.networks import LightCnn, SevenClassCnn
 from natwork_ray.profiling.profile import Floats, ProfileBook, deviations
+from natwork_ray.profiling.verdicts import MIN_EVIDENCE, Assessment, Scores, reach_verdicts
 
-# Robust standard deviations that the newest sample must show for a flag to stand.
-MIN_EVIDENCE = 1.0
-N_DRIVERS = 3
 # What networks see saturates earlier than what drivers report: beyond this, farther is not more anomalous.
 _INPUT_CLIP = 8.0
 _INPUT_SCALE = 2.0
 _UNKNOWN = STAGE_2_CLASSES.index(AnomalyKind.UNKNOWN)
 _NORMAL = STAGE_2_CLASSES.index(AnomalyKind.FALSE_POSITIVE)
-
-
-@dataclass(frozen=True, eq=False)
-class Scores:
-    """What the two stages say of N windows.
-
-    Attributes:
-        p_anomalous: float32 (N,), stage 1; 0 where not scored.
-        kinds: int8 (N,), index into `STAGE_2_CLASSES`; `FALSE_POSITIVE` (normal) where stage 1 did not flag.
-        confidence: float32 (N,), probability of that class; where stage 1 did not flag, its probability of "normal".
-        deviations: float32 (N, 12), newest sample against the profile, robust standard deviations; NaN where missing.
-        flagged: bool (N,), stage 1 at its threshold, with evidence.
-        scored: bool (N,), false where the newest sample is missing altogether.
-    """
-
-    p_anomalous: Floats
-    kinds: NDArray[np.int8]
-    confidence: Floats
-    deviations: Floats
-    flagged: NDArray[np.bool_]
-    scored: NDArray[np.bool_]
-
-
-class Assessment(NamedTuple):
-    """Verdicts on the flagged containers of a window, and the containers whose silence proves nothing.
-
-    `degraded` names containers that were not scored (newest sample missing) or were scored against the fleet-wide
-    profile because their service has none of its own. The latter may have a verdict as well.
-    """
-
-    verdicts: tuple[AnomalyVerdict, ...]
-    degraded: tuple[str, ...]
 
 
 class TwoStageDetector:
@@ -148,30 +111,6 @@ class TwoStageDetector:
             raise InputError("scale holds figures that are not positive", hint="take it from ProfileBook.arrays")
 
 
-def reach_verdicts(window: TelemetryWindow, scores: Scores, *, known: NDArray[np.bool_] | None = None) -> Assessment:
-    """Scores as verdicts, with the metrics that drove them.
-
-    Args:
-        window: what was scored.
-        scores: what `TwoStageDetector.score` said of it.
-        known: (N,) `ProfileBook.known`: false where a profile was stood in. By default all have their own.
-    """
-    own_profile = np.ones(len(scores.scored), dtype=bool) if known is None else known
-    found = tuple(
-        AnomalyVerdict(
-            container=window.containers[i],
-            at_s=window.end_s,
-            score=float(scores.p_anomalous[i]),
-            kind=STAGE_2_CLASSES[scores.kinds[i]],
-            confidence=float(scores.confidence[i]),
-            drivers=drivers(scores.deviations[i]),
-        )
-        for i in np.flatnonzero(scores.flagged)
-    )
-    degraded = tuple(window.containers[i] for i in np.flatnonzero(~scores.scored | ~own_profile))
-    return Assessment(found, degraded)
-
-
 def network_input(deviating: Floats) -> Floats:
     """Deviations (..., 12) as networks see them: saturated, scaled to about unit size, missing as usual (0)."""
     usual = np.nan_to_num(deviating, nan=0.0)
@@ -187,12 +126,3 @@ def named(probability: Floats, reject_below: float) -> tuple[NDArray[np.int8], F
     best = probability.max(axis=1)
     rejected = (best < reject_below) & (kinds != _UNKNOWN)
     return np.where(rejected, np.int8(_UNKNOWN), kinds), np.where(rejected, 1 - best, best).astype(np.float32)
-
-
-def drivers(deviating: Floats) -> tuple[Driver, ...]:
-    """The metrics of one sample's deviations (12,) that stand out most, farthest first, at most three."""
-    size = np.abs(np.nan_to_num(deviating, nan=0.0))
-    order = np.argsort(-size, kind="stable")[:N_DRIVERS]
-    return tuple(
-        Driver(metric=str(METRICS[k]), deviation=float(deviating[k])) for k in order if size[k] >= MIN_EVIDENCE
-    )

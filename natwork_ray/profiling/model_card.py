@@ -9,9 +9,8 @@ from natwork_ray.domain.anomaly import STAGE_2_CLASSES
 from natwork_ray.domain.telemetry import METRICS
 from natwork_ray.domain.values import Backend, value
 from natwork_ray.errors import InputError
-from natwork_ray.profiling.networks import MIN_WINDOW
+from natwork_ray.profiling.bounds import MAX_WINDOW, MIN_WINDOW
 from natwork_ray.profiling.profile import ServiceProfile
-from natwork_ray.profiling.windows import MAX_WINDOW
 
 FORMAT: Literal["natwork-profiler/1"] = "natwork-profiler/1"
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
@@ -20,14 +19,11 @@ from torch import Tensor, nn
 
 from natwork_ray.domain.values import decode, encode
 from natwork_ray.errors import InputError
+from natwork_ray.profiling.bounds import MAX_MODEL_BYTES
 from natwork_ray.profiling.detector import TwoStageDetector
 from natwork_ray.profiling.model_card import ModelCard
 from natwork_ray.profiling.networks import LightCnn, SevenClassCnn
 
-# The name under which the loop asks its ModelStore, and the file that comes with the package.
-DEFAULT_MODEL = "profiler"
-PACKAGED_MODELS = Path(__file__).parent / "models"
-MAX_MODEL_BYTES = 16 * 2**20
 _CARD = "natwork"
 _HINT = "it must be a file that `natwork train profiler` wrote"
 

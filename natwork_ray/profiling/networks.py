@@ -23,8 +23,6 @@ from torch.nn import functional
 from natwork_ray.domain.anomaly import STAGE_2_CLASSES
 from natwork_ray.domain.telemetry import N_METRICS
 
-# Pooling halves the window once, so one sample alone would leave nothing to average.
-MIN_WINDOW = 2
 # Keras' default; PyTorch's own is 1e-5.
 _BATCH_NORM_EPS = 1e-3
 

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from natwork_ray.domain.labelled import LabelledRun
 from natwork_ray.domain.values import value
 from natwork_ray.errors import InputError
+from natwork_ray.profiling.bounds import TABLE_2_EPOCHS, TABLE_2_FOLDS
 from natwork_ray.profiling.detector import network_input
 from natwork_ray.profiling.evaluation import (
     ConstantThreshold,
@@ -42,8 +43,6 @@ BY_RUN = "by-run"
 LEAKY = "random (leaky)"
 UNDISCLOSED = "undisclosed"
 WINDOW = 5
-EPOCHS = 20
-FOLDS = 10
 _RANDOM_FOLDS = 5
 _BATCH = 64
 _LEARNING_RATE = 0.002
@@ -105,8 +104,8 @@ def table_2(
     runs: Sequence[LabelledRun],
     *,
     seed: int = 7,
-    epochs: int = EPOCHS,
-    folds: int = FOLDS,
+    epochs: int = TABLE_2_EPOCHS,
+    folds: int = TABLE_2_FOLDS,
     progress: Progress = no_progress,
 ) -> Table2:
     """Train and score Annex A's light network and the baselines on labelled runs.

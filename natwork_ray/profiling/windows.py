@@ -18,10 +18,9 @@ from numpy.typing import NDArray
 from natwork_ray.domain.labelled import LabelledRun
 from natwork_ray.domain.telemetry import N_METRICS, TelemetryWindow
 from natwork_ray.errors import InputError
-from natwork_ray.profiling.networks import MIN_WINDOW
+from natwork_ray.profiling.bounds import MAX_WINDOW, MIN_WINDOW
 from natwork_ray.profiling.profile import Floats, ProfileBook, deviations
 
-MAX_WINDOW = 512
 # Turns the samples of a run, float32 (T, 12) with NaN, into the network's input of the same shape, NaN-free.
 Normaliser = Callable[[LabelledRun], Floats]
 

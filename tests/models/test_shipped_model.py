@@ -11,7 +11,8 @@ from natwork_ray.adapters.ianomaly import read_recordings
 from natwork_ray.adapters.model_directory import ModelDirectory
 from natwork_ray.cli.train import SHIPPED_DATA_SEED, SHIPPED_HOURS, SHIPPED_RUNS, training_data
 from natwork_ray.emulation.training_set import labelled_runs
-from natwork_ray.profiling.model_file import DEFAULT_MODEL, loads
+from natwork_ray.profiling.bounds import DEFAULT_MODEL
+from natwork_ray.profiling.model_file import loads
 from natwork_ray.profiling.reproduce import table_2
 from natwork_ray.profiling.training import train
 from natwork_ray.profiling.windows import commissioning_book, cut

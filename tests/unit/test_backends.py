@@ -14,7 +14,7 @@ from natwork_ray.config import Config, load_config
 from natwork_ray.domain.actions import Migrate, MigrationMethod, Restart
 from natwork_ray.domain.values import Backend
 from natwork_ray.errors import InputError, NatworkError, NotFoundError, PreconditionError, UsageError
-from natwork_ray.profiling.model_file import DEFAULT_MODEL, MAX_MODEL_BYTES
+from natwork_ray.profiling.bounds import DEFAULT_MODEL, MAX_MODEL_BYTES
 from natwork_ray.profiling.profile import ProfileBook
 
 

@@ -12,10 +12,11 @@ from natwork_ray.adapters.model_directory import ModelDirectory
 from natwork_ray.domain.values import Backend
 from natwork_ray.emulation.training_set import labelled_runs
 from natwork_ray.errors import InputError, NotFoundError, StoreError
+from natwork_ray.profiling.bounds import DEFAULT_MODEL
 from natwork_ray.profiling.detector import TwoStageDetector
 from natwork_ray.profiling.evaluation import binary_metrics, event_metrics, vote
 from natwork_ray.profiling.model_card import TrainingSettings
-from natwork_ray.profiling.model_file import DEFAULT_MODEL, loads
+from natwork_ray.profiling.model_file import loads
 from natwork_ray.profiling.windows import commissioning_book, cut
 
 # What the packaged model was made from: docs/profiling.md.

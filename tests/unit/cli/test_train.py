@@ -13,7 +13,8 @@ import pytest
 from natwork_ray.adapters.model_directory import ModelDirectory
 from natwork_ray.cli import train
 from natwork_ray.errors import ExitCode
-from natwork_ray.profiling.model_file import DEFAULT_MODEL, digest, loads
+from natwork_ray.profiling.bounds import DEFAULT_MODEL
+from natwork_ray.profiling.model_file import digest, loads
 
 TINY = ("train", "profiler", "--epochs", "1", "--runs", "2", "--hours", "1.5")
 

@@ -13,9 +13,10 @@ from safetensors.torch import load, save
 
 from natwork_ray.domain.values import encode
 from natwork_ray.errors import InputError
+from natwork_ray.profiling.bounds import MAX_MODEL_BYTES
 from natwork_ray.profiling.detector import TwoStageDetector
 from natwork_ray.profiling.model_card import TrainingSettings
-from natwork_ray.profiling.model_file import MAX_MODEL_BYTES, digest, dumps, loads
+from natwork_ray.profiling.model_file import digest, dumps, loads
 
 
 @pytest.fixture(scope="module")

@@ -24,9 +24,9 @@ from natwork_ray.domain.decisions import Mode
 from natwork_ray.domain.telemetry import METRICS
 from natwork_ray.domain.topology import Container, Link, Node, NodeRole, Slice, Topology
 from natwork_ray.domain.values import Backend
-from natwork_ray.profiling.detector import Scores
 from natwork_ray.profiling.model_card import ModelCard, OutOfFoldMetrics, TrainingSettings
 from natwork_ray.profiling.profile import ServiceProfile
+from natwork_ray.profiling.verdicts import Scores
 from serve_apps.anomaly_api import ModelInfo, Served
 from serve_apps.anomaly_api import create_app as create_anomaly
 from serve_apps.event_stream import StreamLimits
