@@ -11,7 +11,6 @@ import pytest
 
 from natwork_ray.adapters.sqlite_journal import SqliteJournal
 from natwork_ray.backends import LocalJudge, World, WorldFacts, build_world, load_detector, run_started
-from natwork_ray.cli import recordings
 from natwork_ray.cli.in_process import WorldHands
 from natwork_ray.config import Config
 from natwork_ray.control.cycle import LoopCycle, Turn
@@ -140,7 +139,7 @@ def test_recordings_are_judged_by_a_model_that_has_not_seen_them(
         progress(1, 1, "stage 1")
         return dumps(shipped)
 
-    monkeypatch.setattr(recordings, "train_profiler", train)
+    monkeypatch.setattr("natwork_ray.profiling.training.train_profiler", train)
     ended = natwork("demo", "--telemetry", f"replay:{recorded}", "--run", "2", "--out", "run", "--json")
     assert ended.code == 0
     summary = json.loads(ended.out)

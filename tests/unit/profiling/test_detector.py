@@ -13,15 +13,9 @@ from natwork_ray.domain.anomaly import STAGE_2_CLASSES, AnomalyKind
 from natwork_ray.domain.labelled import LabelledRun
 from natwork_ray.domain.telemetry import METRICS, N_METRICS, Metric, TelemetryWindow
 from natwork_ray.errors import InputError
-from natwork_ray.profiling.detector import (
-    MIN_EVIDENCE,
-    TwoStageDetector,
-    drivers,
-    named,
-    network_input,
-    reach_verdicts,
-)
+from natwork_ray.profiling.detector import TwoStageDetector, named, network_input
 from natwork_ray.profiling.profile import ProfileBook
+from natwork_ray.profiling.verdicts import MIN_EVIDENCE, drivers, reach_verdicts
 from natwork_ray.profiling.windows import commissioning_book
 
 
