@@ -37,6 +37,7 @@ RAY_TOKEN_FILE = "ray-token"  # noqa: S105 - a file's name
 LOG_FILE = "ray.log"
 ADDRESS_FILE = "natwork-address"  # in the temporary folder, written by agents.head
 CONFIG_FILE = "natwork.toml"  # the settled configuration, for the processes of the cluster
+_RAY_FOLDER = "ray"
 _TEMP_PREFIX = "natwork-"
 START_PATIENCE_S = 60.0
 END_PATIENCE_S = 20.0
@@ -87,9 +88,10 @@ def start(state_dir: Path, *, dashboard: bool, cpus: int | None = None) -> Clust
             file.write(secrets.token_hex(32))
     # Unix sockets live below it, and their paths may have 107 characters: it cannot be inside any state directory.
     temp_dir = tempfile.mkdtemp(prefix=_TEMP_PREFIX)
+    (Path(temp_dir) / _RAY_FOLDER).mkdir()
     metrics, board = _free_ports(2)
     arguments = [
-        f"--temp-dir={temp_dir}",
+        f"--temp-dir={temp_dir}/{_RAY_FOLDER}",  # Ray opens its own folder to everyone; the one around it stays ours
         f"--object-store-bytes={OBJECT_STORE_BYTES}",
         f"--metrics-port={metrics}",
     ]
@@ -120,7 +122,7 @@ def start(state_dir: Path, *, dashboard: bool, cpus: int | None = None) -> Clust
     )
     (state_dir / CLUSTER_FILE).write_bytes(encode(record))
     try:
-        record = replace(record, address=_await_address(process, Path(temp_dir), state_dir))
+        record = replace(record, address=_await_address(process, Path(temp_dir) / _RAY_FOLDER, state_dir))
         (state_dir / CLUSTER_FILE).write_bytes(encode(record))
     except BaseException:
         end(state_dir)

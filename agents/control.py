@@ -6,8 +6,10 @@ the journal: `__init__` reads it back. Calls are at-least-once; ids make their e
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,8 @@ from natwork_ray.domain.status import LoopStatus
 
 AUDIT_ORIGIN = "natwork-ray/control"
 
+_log = logging.getLogger(__name__)
+
 
 class ControlActor(DirectControl):
     """`DirectControl` on a SQLite journal, with metrics; gives up its process when the disk fails."""
@@ -38,13 +42,24 @@ class ControlActor(DirectControl):
         journal = SqliteJournal.open(state_dir, origin=AUDIT_ORIGIN)
         super().__init__(journal, predict_move, ControlMetrics().count)
 
+        self._trouble = ""
+
     async def submit(self, events: Sequence[Event]) -> tuple[Answer, ...]:
         """See `ControlApi`."""
         try:
             return await super().submit(events)
         except Exception:
             # Memory may be ahead of the disk now. Ray makes a new process, which reads the journal.
+            _log.exception("the journal or the loop failed; this process ends")
             os._exit(70)
+
+    async def report_trouble(self, trouble: str) -> None:
+        """Whoever turns the loop says why it stands still; empty when it turns again. Not kept: it is about now."""
+        self._trouble = trouble
+
+    async def status(self) -> LoopStatus:
+        """See `ControlApi`."""
+        return replace(await super().status(), trouble=self._trouble)
 
     async def pid(self) -> int:
         """Process id, for tests that kill it."""
@@ -128,6 +143,10 @@ class ControlClient:
         """See `ControlApi`."""
         proof: ConsistencyProof = await self._ask("audit_consistency", old_size)
         return proof
+
+    async def report_trouble(self, trouble: str) -> None:
+        """See `ControlActor.report_trouble`."""
+        await self._ask("report_trouble", trouble)
 
     async def pid(self) -> int:
         """Process id of the actor."""

@@ -56,10 +56,19 @@ class Supervisor:
 
     @classmethod
     async def begin(
-        cls, config: Config, state_dir: Path, *, namespace: str = NAMESPACE, patience_s: float = 60.0
+        cls,
+        config: Config,
+        state_dir: Path,
+        *,
+        namespace: str = NAMESPACE,
+        patience_s: float = 60.0,
+        make_world: bool = True,
     ) -> Supervisor:
-        """Start or find the actors, learn the profiles, and let the loop take charge of the world."""
-        world = start_world(config, namespace=namespace)
+        """Start or find the actors, learn the profiles, and let the loop take charge of the world.
+
+        With `make_world` false the world must be there: one that has died is not replaced behind the loop's back.
+        """
+        world = start_world(config, namespace=namespace) if make_world else WorldClient(namespace)
         control = start_control(state_dir, namespace=namespace)
         topology = await world.topology()
         limi = {node.name: start_limi(node.name, namespace=namespace) for node in topology.nodes}
@@ -130,13 +139,8 @@ class SupervisorActor:
 
     def __init__(self, config: Config, state_dir: Path, namespace: str) -> None:
         self._config, self._state_dir, self._namespace = config, state_dir, namespace
-        self._trouble = ""
         self._ended = False
         threading.Thread(target=self._turn_or_die, name="loop", daemon=True).start()
-
-    async def health(self) -> tuple[str, bool]:
-        """What went wrong in the newest turn (empty when all is well), and whether the world's run has ended."""
-        return self._trouble, self._ended
 
     async def pid(self) -> int:
         """Process id."""
@@ -155,27 +159,33 @@ class SupervisorActor:
             try:
                 await self._turn_to_the_end()
             except NatworkError as error:
-                # An agent or the model is away. What is under way lies in the outbox and is delivered again.
-                self._trouble = str(error)
+                # An agent, the model or the world is away. What is under way lies in the outbox and is delivered
+                # again. Until then whoever asks for the status is told.
+                _log.warning("the loop stands still: %s", error)
+                await start_control(self._state_dir, namespace=self._namespace).report_trouble(str(error))
                 await asyncio.sleep(1.0)
 
     async def _turn_to_the_end(self) -> None:
-        supervisor = await Supervisor.begin(self._config, self._state_dir, namespace=self._namespace)
+        supervisor = await Supervisor.begin(self._config, self._state_dir, namespace=self._namespace, make_world=False)
         pace_s = supervisor.facts.step_s / self._config.emulation.speed
         at_s = await supervisor.stands_at_s()
         await supervisor.drain(at_s)
         due = time.monotonic()
+        troubled = True  # whatever was reported before this beginning
         while at_s + supervisor.facts.step_s <= supervisor.facts.ends_s + 1e-6:
             at_s += supervisor.facts.step_s
             await supervisor.turn(at_s)
-            self._trouble = ""
+            if troubled:
+                await supervisor.crew.control.report_trouble("")
+                troubled = False
             due = max(due + pace_s, time.monotonic())
             await asyncio.sleep(due - time.monotonic())
         self._ended = True
 
 
 def start_supervisor(config: Config, state_dir: Path, *, namespace: str = NAMESPACE) -> NamedActor:
-    """Make the supervisor actor, or find it; it turns from then on."""
+    """Make the world and the supervisor actor, or find it; it turns from then on."""
+    start_world(config, namespace=namespace)
     ray.remote(SupervisorActor).options(
         name=SUPERVISOR,
         namespace=namespace,

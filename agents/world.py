@@ -31,6 +31,8 @@ from natwork_ray.domain.telemetry import FlowShare, NodeUsage, TelemetryWindow
 from natwork_ray.domain.topology import Topology
 from natwork_ray.domain.values import Backend
 
+PATIENCE_S = 20.0  # it is never restarted, so there is little to wait for
+
 
 class WorldActor:
     """One world, shared by everyone who asks."""
@@ -77,7 +79,7 @@ class WorldClient:
     backend = Backend.EMULATED
 
     def __init__(self, namespace: str = NAMESPACE) -> None:
-        self._actor = NamedActor(WORLD, namespace=namespace, what="emulated world")
+        self._actor = NamedActor(WORLD, namespace=namespace, what="emulated world", patience_s=PATIENCE_S)
         self._now_s = 0.0
 
     async def _ask(self, method: str, *args: Any) -> Any:

@@ -96,7 +96,9 @@ class ReplayConfig(Section):
     """Recorded telemetry."""
 
     folder: Path | None = Field(default=None, description="Recordings in iAnomaly's format (backend = replay).")
-    run: str | None = Field(default=None, description="Name of the run to replay; by default the last one.")
+    run: str | None = Field(
+        default=None, description="Name of the run to replay; by default the one with most services."
+    )
 
 
 class EmulationConfig(Section):

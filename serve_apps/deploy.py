@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
 from pathlib import Path
@@ -27,6 +28,7 @@ def make_token(state_dir: Path) -> Path:
 
 def deploy(http: HttpConfig, *, gateway_too: bool = True, replicas: int = 1) -> str:
     """Start Serve on loopback (unless configured otherwise) and run the applications; the base URL."""
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)  # of this client; it tells of every handle and step
     serve.start(
         proxy_location="HeadOnly",
         http_options={"host": http.host, "port": http.port, "request_timeout_s": _TIMEOUT_S},

@@ -32,6 +32,7 @@ from natwork_ray.control.events import ApprovalAnswered, Event, ModeChanged
 from natwork_ray.domain.decisions import Decision, DecisionStatus
 from natwork_ray.domain.status import LoopStatus
 from natwork_ray.domain.topology import Container, Node
+from natwork_ray.domain.values import encode
 from natwork_ray.errors import ConflictError, NatworkError, NotFoundError
 from serve_apps.event_stream import EventStream, StreamLimits, resume_point
 from serve_apps.problems import install, printable, responses
@@ -140,7 +141,7 @@ def create_app(
     @app.put(f"{PREFIX}/mode", tags=["loop"], dependencies=bearer, responses=responses(401, 409, 422, 503))
     async def set_mode(request: ModeRequest, response: Response, idempotency_key: IdempotencyKey = None) -> CurrentMode:
         """Let the loop do more, or less, by itself. Recorded in the audit log."""
-        event_id = _event_id("mode", "loop", idempotency_key)
+        event_id = _event_id("mode", request, idempotency_key)
         at_s = (await status()).at_s
         control = await change(ModeChanged(id=event_id, at_s=at_s, mode=request.mode, by=request.by), response)
         now = await control.status()
@@ -218,7 +219,7 @@ def create_app(
     ) -> Decision:
         """Grant or refuse a decision that awaits approval; answers with what became of it."""
         event = ApprovalAnswered(
-            id=_event_id("approval", decision_id, idempotency_key),
+            id=_event_id(f"approval:{decision_id}", approval, idempotency_key),
             at_s=(await status()).at_s,
             decision=decision_id,
             granted=approval.granted,
@@ -308,9 +309,10 @@ def create_app(
     return app
 
 
-def _event_id(what: str, subject: str, idempotency_key: str | None) -> str:
+def _event_id(what: str, body: object, idempotency_key: str | None) -> str:
     if idempotency_key is None:
         return f"http:{what}:{uuid.uuid4()}"
-    # Hashed, so that the id is short and no choice of key can collide with another route's or subject's.
-    digest = hashlib.sha256("\0".join((what, subject, idempotency_key)).encode()).hexdigest()
-    return f"http:{what}:{digest}"
+    # Hashed, so that the id is short and no choice of key can collide with another route's. The body belongs to it: a
+    # key that comes with another body is another request, and must not be answered as if it had been done before.
+    digest = hashlib.sha256(b"\0".join((what.encode(), encode(body), idempotency_key.encode()))).hexdigest()
+    return f"http:{what.partition(':')[0]}:{digest}"

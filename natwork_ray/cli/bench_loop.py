@@ -22,7 +22,8 @@ import numpy as np
 from natwork_ray.adapters.sqlite_journal import SqliteJournal
 from natwork_ray.backends import LocalJudge, World, build_world, load_detector
 from natwork_ray.cli.demo import free_port, write_effective
-from natwork_ray.config import Config, load_config
+from natwork_ray.cli.settings import settle
+from natwork_ray.config import Config
 from natwork_ray.control.cycle import Control, Judge, Judgement, LoopCycle
 from natwork_ray.control.direct import DirectControl
 from natwork_ray.control.events import Event, RunStarted
@@ -118,7 +119,7 @@ def run(sizes: Sequence[int], *, turns: int, with_ray: bool, bar: Any) -> dict[s
 
 
 def _config(size: int, turns: int) -> Config:
-    config = load_config(environ={})
+    config = settle()
     length_s = (turns + WARM_UP_TURNS + 1) * config.loop.step_s
     emulation = config.emulation.model_copy(
         update={"scenario": f"grid-{size}", "duration_s": max(length_s, config.emulation.duration_s)}
@@ -230,7 +231,7 @@ async def _measure(
 def _cluster(state_dir: Path) -> Iterator[None]:
     from agents import cluster
 
-    config = load_config(environ={})
+    config = settle()
     config = config.model_copy(
         update={"state_dir": state_dir, "http": config.http.model_copy(update={"port": free_port()})}
     )

@@ -53,7 +53,9 @@ def demo(
     minutes: Annotated[
         float | None, typer.Option(min=1, help="Length of the emulated run on the virtual clock (default: 90).")
     ] = None,
-    run: Annotated[str | None, typer.Option(help="Which recorded run to replay (default: the last).")] = None,
+    run: Annotated[
+        str | None, typer.Option(help="Which recorded run to replay (default: the one with most services).")
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder for report, audit log and state (default: runs/...).")
     ] = None,

@@ -12,10 +12,13 @@ import socket
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from natwork_ray.adapters.key_files import PRIVATE, PUBLIC
+from natwork_ray.adapters.sqlite_journal import DATABASE
 from natwork_ray.backends import load_detector
 from natwork_ray.cli.demo import check_startable, write_effective
 from natwork_ray.cli.doors import Doors
@@ -62,6 +65,9 @@ def up(
     _require_free_port(config)
     check_startable(config)
     state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    aside = set_aside(state_dir)
+    if aside is not None:
+        talk.print(f"A new world begins; the journal of the one before is in {aside}", soft_wrap=True)
     write_effective(config)
     os.environ.update(cluster.environment(state_dir))
     with talk.status("Starting Ray ..."):
@@ -103,6 +109,23 @@ def up(
         )
 
 
+def set_aside(state_dir: Path) -> Path | None:
+    """Move the journal of an ended world, with its key, into a folder of its own; None when there is none.
+
+    An emulated world ends with its process, and its clock with it, so the next one gets a journal of its own. The old
+    one stays readable: `natwork --set state_dir=FOLDER decisions`.
+    """
+    if not (state_dir / DATABASE).exists():
+        return None
+    ended = state_dir / "ended"
+    folder = ended / str(sum(1 for _ in ended.iterdir()) + 1 if ended.is_dir() else 1)
+    folder.mkdir(mode=0o700, parents=True)
+    for name in (f"{DATABASE}-wal", f"{DATABASE}-shm", DATABASE, PRIVATE, PUBLIC):
+        if (state_dir / name).exists():
+            (state_dir / name).rename(folder / name)
+    return folder
+
+
 def status(
     wait: Annotated[float, typer.Option(min=0, help="Wait so many seconds until the loop turns (exit 6 if not).")] = 0,
     output: FormatOption = Format.TABLE,
@@ -113,20 +136,11 @@ def status(
     state_dir = settle().state_dir
     if not math.isfinite(wait):
         raise UsageError(f"--wait {wait}", hint="give a number of seconds")
-    deadline = time.monotonic() + wait
-    while True:
-        try:
-            state = Doors(state_dir).get("/state")
-            break
-        except NatworkError as error:
-            if time.monotonic() >= deadline:
-                if wait:
-                    raise TimedOutError(f"not ready after {wait:.0f} s: {error.what}", hint=error.hint) from error
-                raise
-            time.sleep(0.5)
+    state = _state(state_dir, wait)
+    trouble = state.get("trouble")
     if output is Format.JSON:
         write_json(state)
-        return
+        raise typer.Exit(ExitCode.FAILED if trouble else ExitCode.DONE)
     try:
         rows = _containers(state)
     except (KeyError, TypeError) as error:
@@ -139,6 +153,32 @@ def status(
         for key in keys:
             talk.print(f"{key:18} {printable(str(state.get(key)))}")
     write_rows(rows, ("name", "node", "replicas", "cpu_limit_cores", "quota_left_s"), output, title="containers")
+    if trouble:
+        talk.print(f"the loop stands still: {printable(str(trouble))}", style="red", soft_wrap=True)
+        raise typer.Exit(ExitCode.FAILED)
+
+
+def _state(state_dir: Path, wait: float) -> dict[str, Any]:
+    """The loop's state; with `wait`, once it turns.
+
+    Raises:
+        TimedOutError: it does not turn within `wait` seconds; the message says what stands in the way.
+    """
+    deadline = time.monotonic() + wait
+    while True:
+        try:
+            state: dict[str, Any] = Doors(state_dir).get("/state")
+        except NatworkError as error:
+            if not wait:
+                raise
+            why, hint = error.what, error.hint
+        else:
+            if not wait or (state.get("turns") and not state.get("trouble")):
+                return state
+            why, hint = state.get("trouble") or "no turn yet", "the logs of Ray's session tell more"
+        if time.monotonic() >= deadline:
+            raise TimedOutError(f"not ready after {wait:.0f} s: {why}", hint=hint)
+        time.sleep(0.5)
 
 
 def _containers(state: dict[str, Any]) -> list[dict[str, Any]]:

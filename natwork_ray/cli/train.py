@@ -109,6 +109,8 @@ def reproduce_table_2(
             raise PreconditionError("no recordings", hint="name the folder with --data, or set NATWORK_DATA_DIR")
         data = data_dir / "ianomaly"
     labelled = recorded_runs(read_recordings(data))
+    if not any(run.commissioning for run in labelled):
+        raise PreconditionError(f"{data} holds no normal recording", hint="profiles are learnt from normal_data/")
     with progress_bar(quiet=output is Format.JSON) as bar:
         from natwork_ray.profiling.reproduce import table_2
 

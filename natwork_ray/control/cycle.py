@@ -167,7 +167,7 @@ class LoopCycle:
         if node is None or node not in self._node_hands:
             raise NotFoundError(
                 f"no LiMi agent for {instruction.container} on node {node}",
-                hint="`natwork status` lists the agents",
+                hint="it may still be starting; the instruction is delivered again",
             )
         return self._node_hands[node]
 

@@ -50,6 +50,7 @@ from natwork_ray.domain.telemetry import Metric
 from natwork_ray.domain.values import plain
 from natwork_ray.errors import ConflictError, InputError, NotFoundError, QuotaError
 
+WATCH_S = 60.0  # who is only watched is looked at again so soon
 TRIED_S = 1800.0  # how long a mitigation that did not last counts against itself
 
 _APPLICATION_METRICS = {
@@ -86,6 +87,7 @@ class ControlLoop:
         self._last_alarm_s: dict[str, float] = {}
         self._quiet_until_s: dict[tuple[str, AnomalyKind | None], float] = {}
         self._changing_until_s: dict[str, float] = {}
+        self._taking_effect: dict[str, float] = {}
         self._tried: dict[tuple[str, AnomalyKind], dict[MitigationKind, float]] = {}
         self._retrying: set[str] = set()
         self._decisions: dict[str, Decision] = {}
@@ -105,8 +107,15 @@ class ControlLoop:
         return self._at_s
 
     def outbox(self) -> tuple[Instruction, ...]:
-        """Instructions issued and not yet reported, in the order of issue."""
-        return tuple(instruction for _, instruction in self._pending.values())
+        """Instructions to be carried out now, in the order of issue: issued, not yet reported, and not too early.
+
+        Of several for one container only the first, and none while the one before still takes effect.
+        """
+        due: dict[str, Instruction] = {}
+        for _, instruction in self._pending.values():
+            if self._at_s >= self._changing_until_s.get(instruction.container, 0.0):
+                due.setdefault(instruction.container, instruction)
+        return tuple(due.values())
 
     def outcomes(self) -> tuple[ActionOutcome, ...]:
         """Every outcome reported, oldest first."""
@@ -220,6 +229,7 @@ class ControlLoop:
         self._last_alarm_s.clear()
         self._quiet_until_s.clear()
         self._changing_until_s.clear()
+        self._taking_effect.clear()
         self._tried.clear()
         body = {
             "run": event.id,
@@ -249,6 +259,7 @@ class ControlLoop:
                     f"{event.id} holds two verdicts on {verdict.container}", hint="one window, one verdict: one vote"
                 )
             flagged.add(verdict.container)
+        self._release_claims(event.at_s)
         self._turn += 1
         self._windows += event.scanned
         self._flagged += len(event.verdicts)
@@ -268,7 +279,9 @@ class ControlLoop:
             records.append(_record(event.at_s, AuditKind.DECISION, decision.container, plain(decision)))
             taken.append(decision)
             self._remember(decision)
-            self._quiet_until_s[decision.container, decision.kind] = event.at_s + self._settings.cooldown_s
+            watching = decision.mitigation is MitigationKind.KEEP_WATCHING
+            quiet_s = min(WATCH_S, self._settings.cooldown_s) if watching else self._settings.cooldown_s
+            self._quiet_until_s[decision.container, decision.kind] = event.at_s + quiet_s
             if decision.status is DecisionStatus.ISSUED:
                 instructions, more = self._issue(decision, event.at_s)
                 issued += instructions
@@ -285,7 +298,9 @@ class ControlLoop:
         self._ledger.settle(outcome.key, outcome.downtime_s, at_s=event.at_s)  # first: it refuses a senseless downtime
         decision_id, instruction = self._pending.pop(outcome.key)
         self._outcomes[outcome.key] = outcome
-        self._fleet.end(outcome.key)
+        # What it claims stays claimed until it has taken effect, and what is observed shows it.
+        self._taking_effect[outcome.key] = outcome.finished_at_s if outcome.done else event.at_s
+        self._release_claims(event.at_s)
         if isinstance(instruction, MeshRetry) and outcome.done:
             (self._retrying.add if instruction.enabled else self._retrying.discard)(instruction.container)
         decision = self._decisions[decision_id]
@@ -309,6 +324,11 @@ class ControlLoop:
         body = {"decision": decision_id, "outcome": plain(outcome), "quota": plain(account)}
         records = (_record(event.at_s, AuditKind.OUTCOME, decision.container, body),)
         return Step((decision,) if changed else (), (), records)
+
+    def _release_claims(self, at_s: float) -> None:
+        for key in [k for k, finished_s in self._taking_effect.items() if finished_s <= at_s]:
+            del self._taking_effect[key]
+            self._fleet.end(key)
 
     def _approval(self, event: ApprovalAnswered) -> Step:
         decision = self.decision(event.decision)
@@ -411,13 +431,13 @@ class ControlLoop:
         return f"d-{len(self._decisions) + 1:06d}"
 
     def _slow_callee(self, name: str, alarm: Alarm, at_s: float) -> str | None:
-        """A container that this one calls, in alarm itself, when only application metrics of this one are off.
+        """A container that this one calls, in alarm itself now, when application metrics of this one are off most.
 
         One that calls back is no culprit: each of the two would wait for the other, and neither would be treated.
         """
         if not alarm.verdict.drivers or alarm.verdict.drivers[0].metric not in _APPLICATION_METRICS:
             return None
-        recent = at_s - self._settings.cooldown_s
+        recent = at_s - self._settings.votes_of * self._started().step_s
         for callee in self._fleet.container(name).depends_on:
             alarmed_s = self._last_alarm_s.get(callee)
             if alarmed_s is not None and alarmed_s >= recent and not self._fleet.calls(callee, name):

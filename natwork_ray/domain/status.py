@@ -13,7 +13,8 @@ class LoopStatus:
     """The loop at one moment.
 
     `at_s` is the time of the newest event, on the backend's clock; `windows` counts container windows judged;
-    `degraded` names containers whose newest window could not be judged.
+    `degraded` names containers whose newest window could not be judged; `trouble` says why the loop stands still, empty
+    when it turns.
     """
 
     backend: Backend
@@ -34,3 +35,4 @@ class LoopStatus:
     degraded: tuple[str, ...]
     topology: Topology
     quota: tuple[QuotaAccount, ...]
+    trouble: str = ""
