@@ -85,6 +85,30 @@ def test_status_waits_and_gets_an_answer(
     assert len(gateway.asked) == 2
 
 
+def test_a_loop_that_stands_still_is_no_success(
+    natwork: Any, gateway: Any, state: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gateway.answers(200, {**state, "trouble": "emulated world: no answer"})
+    ended = natwork("--set", f"state_dir={gateway.state_dir}", "status")
+    assert ended.code == ExitCode.FAILED
+    assert "the loop stands still: emulated world: no answer" in ended.err
+    now = [0.0]
+    monkeypatch.setattr(lifecycle.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(lifecycle.time, "sleep", lambda seconds: now.__setitem__(0, now[0] + seconds))
+    ended = natwork("--set", f"state_dir={gateway.state_dir}", "status", "--wait", "5")
+    assert ended.code == ExitCode.TIMED_OUT
+    assert "emulated world: no answer" in ended.err
+
+
+def test_the_journal_of_an_ended_world_is_set_aside_and_stays_readable(natwork: Any, own_state: Path) -> None:
+    before = natwork("--set", f"state_dir={own_state}", "decisions", "--json").out
+    folder = lifecycle.set_aside(own_state)
+    assert folder == own_state / "ended" / "1"
+    assert natwork("--set", f"state_dir={folder}", "decisions", "--json").out == before
+    assert natwork("--set", f"state_dir={own_state}", "decisions").code == ExitCode.PRECONDITION
+    assert lifecycle.set_aside(own_state) is None
+
+
 def test_nobody_answers(natwork: Any, gateway: Any) -> None:
     gateway.close()
     ended = natwork("--set", f"state_dir={gateway.state_dir}", "status")

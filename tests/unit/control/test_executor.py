@@ -20,7 +20,7 @@ from natwork_ray.domain.actions import (
     SetLimits,
 )
 from natwork_ray.domain.values import Backend
-from natwork_ray.errors import ActionError
+from natwork_ray.errors import ActionError, PreconditionError, StoreError, TimedOutError
 
 ROUTES: list[tuple[Instruction, str]] = [
     (Migrate(key="k", container="c", source="a", target="b", method=MigrationMethod.COLD), "runtime.migrate"),
@@ -80,3 +80,11 @@ def test_a_refusal_is_an_outcome(instruction: Instruction, route: str) -> None:
 def test_a_bug_is_no_outcome(bug: Exception) -> None:
     with pytest.raises(type(bug)):
         asyncio.run(executor([], bug).execute(Restart(key="k", container="c")))
+
+
+@pytest.mark.parametrize("kind", [TimedOutError, StoreError, PreconditionError])
+def test_an_unknown_outcome_is_not_booked_as_a_failure(kind: type[Exception]) -> None:
+    """It may have happened: the instruction has to stay in the outbox, and its downtime in the quota."""
+    error = kind("no answer", hint="later")  # type: ignore[call-arg]
+    with pytest.raises(kind):
+        asyncio.run(executor([], error).execute(ROUTES[0][0]))

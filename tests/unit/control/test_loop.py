@@ -347,3 +347,44 @@ def test_an_approval_while_the_container_is_being_acted_upon_waits(world: Any) -
         loop.handle(answer("d-000001", 11.0))
     loop._fleet.end("someone else")
     assert loop.handle(answer("d-000001", 12.0)).instructions != ()
+
+
+def test_several_instructions_for_one_container_are_given_out_one_after_the_other(world: Any) -> None:
+    loop = started(world)
+    loop.handle(world.verdicts(10.0, world.verdict(kind=K.STEP_LOAD)))
+    report(world, loop, "d-000001/0", 20.0)
+    grown = world.topology(world.container("front", replicas=2, memory_limit_bytes=768 * 2.0**20))
+    loop.handle(TopologyObserved(id="t", at_s=20.0, topology=grown))
+    (relaxed,) = loop.handle(world.verdicts(1000.0)).decisions
+    first, second = relaxed.instructions
+    assert loop.outbox() == (first,)
+    report(world, loop, first.key, 1000.0, finished_at_s=1005.0)
+    assert loop.outbox() == ()  # the first still takes effect
+    loop.handle(world.verdicts(1010.0))
+    assert loop.outbox() == (second,)
+    assert report(world, loop, second.key, 1010.0).status is S.DONE
+
+
+def test_what_an_action_claims_stays_claimed_until_it_has_taken_effect(world: Any) -> None:
+    """Reported at once, finished later: between the two nobody else may be promised the same cores."""
+    pair = (world.container("a", cpu_limit_cores=3.0), world.container("b", cpu_limit_cores=3.0))
+    topology = world.topology(*pair, nodes=(world.node("edge", 9.5),))
+    loop = started(world, topology=topology, alarm=AlarmConfig(votes_needed=1, votes_of=1))
+    loop.handle(world.verdicts(10.0, world.verdict("a", K.STEP_LOAD)))
+    report(world, loop, "d-000001/0", 10.0, finished_at_s=25.0)
+    (second,) = loop.handle(world.verdicts(20.0, world.verdict("b", K.STEP_LOAD))).decisions
+    assert second.mitigation is M.NOTIFY
+    assert "0.5 free" in second.rejected[0].reason
+
+
+def test_an_old_alarm_of_a_callee_blames_nobody(world: Any) -> None:
+    front, back = world.container("front", depends_on=("back",)), world.container("back")
+    loop = started(
+        world, topology=world.topology(front, back), alarm=AlarmConfig(votes_needed=1, votes_of=3, cooldown_s=300.0)
+    )
+    loop.handle(world.verdicts(10.0, world.verdict("back", K.HIGH_CPU)))
+    (watching,) = loop.handle(world.verdicts(30.0, world.verdict("front", drivers=LATENCY))).decisions
+    assert watching.mitigation is M.KEEP_WATCHING
+    # A minute later it is looked at again, and the callee has been quiet since.
+    (acting,) = loop.handle(world.verdicts(100.0, world.verdict("front", drivers=LATENCY))).decisions
+    assert acting.mitigation is not M.KEEP_WATCHING

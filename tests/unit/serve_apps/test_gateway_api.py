@@ -221,6 +221,14 @@ def test_the_mode_is_changed(gateway: Any, control: Any, token: str) -> None:
     assert [e.kind for e in control.journal.entries(0, 100)].count("mode") == 2
 
 
+def test_a_key_with_another_body_is_another_request(gateway: Any, control: Any, token: str) -> None:
+    ask = {"token": token, "headers": {"Idempotency-Key": "same"}}
+    gateway("PUT", f"{V1}/mode", **ask, json={"mode": "approve", "by": "alice"})
+    changed = gateway("PUT", f"{V1}/mode", **ask, json={"mode": "observe", "by": "alice"})
+    assert changed.json()["mode"] == "observe"
+    assert "idempotency-replayed" not in changed.headers
+
+
 def test_a_grant_in_mode_observe_is_409(gateway: Any, token: str) -> None:
     gateway("PUT", f"{V1}/mode", token=token, json={"mode": "observe", "by": "alice"})
     path = f"{V1}/decisions/{waiting(gateway)[0]}/approval"
