@@ -89,11 +89,12 @@ def start(state_dir: Path, *, dashboard: bool, cpus: int | None = None) -> Clust
     # Unix sockets live below it, and their paths may have 107 characters: it cannot be inside any state directory.
     temp_dir = tempfile.mkdtemp(prefix=_TEMP_PREFIX)
     (Path(temp_dir) / _RAY_FOLDER).mkdir()
-    metrics, board = _free_ports(2)
+    metrics, agent, board = _free_ports(3)
     arguments = [
         f"--temp-dir={temp_dir}/{_RAY_FOLDER}",  # Ray opens its own folder to everyone; the one around it stays ours
         f"--object-store-bytes={OBJECT_STORE_BYTES}",
         f"--metrics-port={metrics}",
+        f"--agent-port={agent}",
     ]
     if dashboard:
         arguments.append(f"--dashboard-port={board}")

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import argparse
 import signal
+from functools import partialmethod
 from pathlib import Path
 
 import ray
+from ray._private.parameter import RayParams
 
 from agents.cluster import ADDRESS_FILE
 from agents.naming import HOST_LABEL, NAMESPACE, NODE_LABEL
@@ -22,9 +24,14 @@ def main() -> None:
     parser.add_argument("--temp-dir", type=Path, required=True)
     parser.add_argument("--object-store-bytes", type=int, required=True)
     parser.add_argument("--metrics-port", type=int, required=True)
+    parser.add_argument("--agent-port", type=int, required=True)
     parser.add_argument("--dashboard-port", type=int)
     parser.add_argument("--cpus", type=int)
     options = parser.parse_args()
+    # `ray.init` has no option for this port, whose default two clusters on one machine would share: the second could
+    # not run jobs. Private, but Ray is pinned below 2.61.
+    with_port = partialmethod(RayParams.__init__, dashboard_agent_listen_port=options.agent_port)
+    setattr(RayParams, "__init__", with_port)  # noqa: B010 - an assignment would need two type ignores
     # Blocked before Ray starts its threads, so that the wait below is the one that gets them.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
     ray.init(
