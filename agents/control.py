@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +24,7 @@ from natwork_ray.adapters.sqlite_journal import SqliteJournal
 from natwork_ray.audit.log import AuditEntry
 from natwork_ray.audit.proofs import ConsistencyProof, InclusionProof
 from natwork_ray.control.direct import DirectControl
-from natwork_ray.control.events import Event
+from natwork_ray.control.events import Event, VerdictsReached
 from natwork_ray.control.moving import predict_move
 from natwork_ray.control.service import Answer
 from natwork_ray.domain.actions import ActionOutcome, Instruction
@@ -31,6 +32,10 @@ from natwork_ray.domain.decisions import Decision
 from natwork_ray.domain.status import LoopStatus
 
 AUDIT_ORIGIN = "natwork-ray/control"
+
+# No turn for so long is trouble: a death costs some seconds, a slow pace some turns.
+QUIET_S = 20.0
+QUIET_TURNS = 5
 
 _log = logging.getLogger(__name__)
 
@@ -43,9 +48,13 @@ class ControlActor(DirectControl):
         super().__init__(journal, predict_move, ControlMetrics().count)
 
         self._trouble = ""
+        self._pace_s: float | None = None
+        self._turned_at = time.monotonic()
 
     async def submit(self, events: Sequence[Event]) -> tuple[Answer, ...]:
         """See `ControlApi`."""
+        if any(isinstance(event, VerdictsReached) for event in events):
+            self._turned_at = time.monotonic()
         try:
             return await super().submit(events)
         except Exception:
@@ -57,9 +66,17 @@ class ControlActor(DirectControl):
         """Whoever turns the loop says why it stands still; empty when it turns again. Not kept: it is about now."""
         self._trouble = trouble
 
+    async def expect_turns(self, pace_s: float | None) -> None:
+        """How often turns are to come, so that their absence is noticed; None when the run is over."""
+        self._pace_s, self._turned_at = pace_s, time.monotonic()
+
     async def status(self) -> LoopStatus:
         """See `ControlApi`."""
-        return replace(await super().status(), trouble=self._trouble)
+        still_s = time.monotonic() - self._turned_at
+        trouble = self._trouble
+        if not trouble and self._pace_s is not None and still_s > max(QUIET_S, QUIET_TURNS * self._pace_s):
+            trouble = f"no turn for {still_s:.0f} s"
+        return replace(await super().status(), trouble=trouble)
 
     async def pid(self) -> int:
         """Process id, for tests that kill it."""
@@ -147,6 +164,10 @@ class ControlClient:
     async def report_trouble(self, trouble: str) -> None:
         """See `ControlActor.report_trouble`."""
         await self._ask("report_trouble", trouble)
+
+    async def expect_turns(self, pace_s: float | None) -> None:
+        """See `ControlActor.expect_turns`."""
+        await self._ask("expect_turns", pace_s)
 
     async def pid(self) -> int:
         """Process id of the actor."""

@@ -8,11 +8,12 @@ clock, time stands still until a turn is done (docs/adr/0006); under `natwork up
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,7 +29,7 @@ from natwork_ray.backends import WorldFacts, run_started
 from natwork_ray.config import Config
 from natwork_ray.control.cycle import Hands, LoopCycle, Turn
 from natwork_ray.control.executor import Executor
-from natwork_ray.errors import NatworkError
+from natwork_ray.errors import NatworkError, TimedOutError
 from natwork_ray.profiling.profile import ProfileBook
 
 _log = logging.getLogger(__name__)
@@ -159,28 +160,50 @@ class SupervisorActor:
             try:
                 await self._turn_to_the_end()
             except NatworkError as error:
-                # An agent, the model or the world is away. What is under way lies in the outbox and is delivered
-                # again. Until then whoever asks for the status is told.
-                _log.warning("the loop stands still: %s", error)
-                await start_control(self._state_dir, namespace=self._namespace).report_trouble(str(error))
+                await self._tell(str(error))
                 await asyncio.sleep(1.0)
+
+    async def _tell(self, trouble: str) -> None:
+        """Let whoever asks for the status know why the loop stands still; empty when it turns."""
+        if trouble:
+            _log.warning("%s", trouble)
+        with contextlib.suppress(NatworkError):  # control may be the one that is away
+            await start_control(self._state_dir, namespace=self._namespace).report_trouble(trouble)
 
     async def _turn_to_the_end(self) -> None:
         supervisor = await Supervisor.begin(self._config, self._state_dir, namespace=self._namespace, make_world=False)
-        pace_s = supervisor.facts.step_s / self._config.emulation.speed
+        step_s, ends_s = supervisor.facts.step_s, supervisor.facts.ends_s
+        pace_s = step_s / self._config.emulation.speed
+        control = supervisor.crew.control
+        await control.expect_turns(pace_s)
         at_s = await supervisor.stands_at_s()
-        await supervisor.drain(at_s)
+        undelivered = await self._undelivered(supervisor.drain(at_s))
+        await self._tell(undelivered)
         due = time.monotonic()
-        troubled = True  # whatever was reported before this beginning
-        while at_s + supervisor.facts.step_s <= supervisor.facts.ends_s + 1e-6:
-            at_s += supervisor.facts.step_s
-            await supervisor.turn(at_s)
-            if troubled:
-                await supervisor.crew.control.report_trouble("")
-                troubled = False
+        while at_s + step_s <= ends_s + 1e-6:
+            at_s += step_s
+            before, undelivered = undelivered, await self._undelivered(supervisor.turn(at_s))
+            if undelivered and await supervisor.stands_at_s() < at_s:
+                raise TimedOutError(f"no verdicts for {at_s} s: {undelivered}", hint="the turn is made again")
+            if undelivered != before:
+                await self._tell(undelivered)
             due = max(due + pace_s, time.monotonic())
             await asyncio.sleep(due - time.monotonic())
+        await self._tell("")
+        await control.expect_turns(None)
         self._ended = True
+
+    async def _undelivered(self, work: Awaitable[object]) -> str:
+        """What went wrong, empty when nothing did.
+
+        An instruction that cannot be delivered stays in the outbox and is tried again in each turn; the loop goes on
+        watching everything else meanwhile.
+        """
+        try:
+            await work
+        except NatworkError as error:
+            return str(error)
+        return ""
 
 
 def start_supervisor(config: Config, state_dir: Path, *, namespace: str = NAMESPACE) -> NamedActor:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import importlib.metadata
 import math
 import os
 import platform
 import shutil
 import socket
+import sqlite3
 import sys
 import time
 from collections.abc import Callable
@@ -17,8 +19,9 @@ from typing import Annotated, Any
 
 import typer
 
+from natwork_ray.adapters.journal_files import take_lock
 from natwork_ray.adapters.key_files import PRIVATE, PUBLIC
-from natwork_ray.adapters.sqlite_journal import DATABASE
+from natwork_ray.adapters.sqlite_journal import DATABASE, LOCK
 from natwork_ray.backends import load_detector
 from natwork_ray.cli.demo import check_startable, write_effective
 from natwork_ray.cli.doors import Doors
@@ -114,15 +117,28 @@ def set_aside(state_dir: Path) -> Path | None:
 
     An emulated world ends with its process, and its clock with it, so the next one gets a journal of its own. The old
     one stays readable: `natwork --set state_dir=FOLDER decisions`.
+
+    Raises:
+        PreconditionError: somebody still writes it.
     """
-    if not (state_dir / DATABASE).exists():
+    database = state_dir / DATABASE
+    if not database.exists():
         return None
-    ended = state_dir / "ended"
-    folder = ended / str(sum(1 for _ in ended.iterdir()) + 1 if ended.is_dir() else 1)
-    folder.mkdir(mode=0o700, parents=True)
-    for name in (f"{DATABASE}-wal", f"{DATABASE}-shm", DATABASE, PRIVATE, PUBLIC):
-        if (state_dir / name).exists():
-            (state_dir / name).rename(folder / name)
+    lock = take_lock(state_dir / LOCK)  # whoever still writes keeps it
+    try:
+        ended = state_dir / "ended"
+        ended.mkdir(mode=0o700, exist_ok=True)
+        numbers = [int(path.name) for path in ended.iterdir() if path.name.isdigit()]
+        folder = ended / str(max(numbers, default=0) + 1)
+        folder.mkdir(mode=0o700)
+        # All into the one file first, so that one rename moves it: a kill between two leaves no half a journal.
+        with contextlib.suppress(sqlite3.Error), contextlib.closing(sqlite3.connect(database)) as connection:
+            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        for name in (DATABASE, f"{DATABASE}-wal", f"{DATABASE}-shm", PRIVATE, PUBLIC):
+            if (state_dir / name).exists():
+                (state_dir / name).rename(folder / name)
+    finally:
+        os.close(lock)
     return folder
 
 

@@ -20,7 +20,7 @@ from natwork_ray.domain.actions import (
     SetLimits,
 )
 from natwork_ray.domain.values import Backend
-from natwork_ray.errors import NatworkError, PreconditionError, StoreError, TimedOutError
+from natwork_ray.errors import NatworkError, StoreError, TimedOutError
 from natwork_ray.ports import Clock, ContainerRuntime, Firewall, Orchestrator
 
 
@@ -52,7 +52,7 @@ class Executor:
                     return await self.orchestrator.add_node(instruction)
                 case MeshRetry():
                     return await self.orchestrator.mesh_retry(instruction)
-        except (TimedOutError, StoreError, PreconditionError):
+        except (TimedOutError, StoreError):
             raise  # nobody knows whether it happened: it stays in the outbox and is delivered again under its key
         except NatworkError as error:
             now = self.clock.now_s()

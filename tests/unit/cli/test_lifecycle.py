@@ -15,6 +15,7 @@ import httpx
 import pytest
 
 from agents import cluster
+from natwork_ray.adapters.sqlite_journal import SqliteJournal
 from natwork_ray.cli import doors, lifecycle
 from natwork_ray.domain.values import encode, plain
 from natwork_ray.errors import ExitCode, TimedOutError
@@ -107,6 +108,17 @@ def test_the_journal_of_an_ended_world_is_set_aside_and_stays_readable(natwork: 
     assert natwork("--set", f"state_dir={folder}", "decisions", "--json").out == before
     assert natwork("--set", f"state_dir={own_state}", "decisions").code == ExitCode.PRECONDITION
     assert lifecycle.set_aside(own_state) is None
+
+
+def test_a_journal_that_is_written_is_not_set_aside(own_state: Path) -> None:
+    journal = SqliteJournal.open(own_state, origin="natwork-ray/control")
+    try:
+        with pytest.raises(PreconditionError, match="another process"):
+            lifecycle.set_aside(own_state)
+    finally:
+        journal.close()
+    (own_state / "ended" / "7").mkdir(parents=True)
+    assert lifecycle.set_aside(own_state) == own_state / "ended" / "8"
 
 
 def test_nobody_answers(natwork: Any, gateway: Any) -> None:

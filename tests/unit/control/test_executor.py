@@ -20,7 +20,7 @@ from natwork_ray.domain.actions import (
     SetLimits,
 )
 from natwork_ray.domain.values import Backend
-from natwork_ray.errors import ActionError, PreconditionError, StoreError, TimedOutError
+from natwork_ray.errors import ActionError, StoreError, TimedOutError
 
 ROUTES: list[tuple[Instruction, str]] = [
     (Migrate(key="k", container="c", source="a", target="b", method=MigrationMethod.COLD), "runtime.migrate"),
@@ -82,7 +82,7 @@ def test_a_bug_is_no_outcome(bug: Exception) -> None:
         asyncio.run(executor([], bug).execute(Restart(key="k", container="c")))
 
 
-@pytest.mark.parametrize("kind", [TimedOutError, StoreError, PreconditionError])
+@pytest.mark.parametrize("kind", [TimedOutError, StoreError])
 def test_an_unknown_outcome_is_not_booked_as_a_failure(kind: type[Exception]) -> None:
     """It may have happened: the instruction has to stay in the outbox, and its downtime in the quota."""
     error = kind("no answer", hint="later")  # type: ignore[call-arg]
