@@ -18,7 +18,7 @@ from agents import cluster
 from natwork_ray.adapters.sqlite_journal import SqliteJournal
 from natwork_ray.cli import doors, lifecycle
 from natwork_ray.domain.values import encode, plain
-from natwork_ray.errors import ExitCode, TimedOutError
+from natwork_ray.errors import ExitCode, PreconditionError, TimedOutError
 
 
 @pytest.fixture
