@@ -125,6 +125,7 @@ def verify(
             f"The key was taken from the file itself ({report.key_id}): whoever made the file could have made the key. "
             "Compare it, or pass --public-key.",
             style="yellow",
+            soft_wrap=True,
         )
 
 
