@@ -130,15 +130,15 @@ class WorldClient:
         return outcome
 
     async def migrate(self, instruction: Migrate) -> ActionOutcome:
-        """See `ContainerRuntime`."""
+        """See `NodeActions`."""
         return await self._apply(instruction)
 
     async def set_limits(self, instruction: SetLimits) -> ActionOutcome:
-        """See `ContainerRuntime`."""
+        """See `NodeActions`."""
         return await self._apply(instruction)
 
     async def restart(self, instruction: Restart) -> ActionOutcome:
-        """See `ContainerRuntime`."""
+        """See `NodeActions`."""
         return await self._apply(instruction)
 
     async def block(self, instruction: BlockSource) -> ActionOutcome:

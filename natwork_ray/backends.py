@@ -36,7 +36,7 @@ from natwork_ray.emulation.scenarios import Scenario, scenario
 from natwork_ray.emulation.services import ServiceProfile
 from natwork_ray.emulation.testbed import Testbed
 from natwork_ray.errors import PreconditionError, UsageError
-from natwork_ray.ports import Clock, ContainerRuntime, Firewall, Orchestrator, TelemetrySource
+from natwork_ray.ports import Clock, Firewall, NodeActions, Orchestrator, TelemetrySource
 from natwork_ray.profiling.bounds import DEFAULT_MODEL, MAX_MODEL_BYTES
 from natwork_ray.profiling.profile import ProfileBook
 
@@ -74,7 +74,7 @@ class World:
     """One implementation of every port, and the strings that move an in-memory world."""
 
     telemetry: TelemetrySource
-    runtime: ContainerRuntime
+    runtime: NodeActions
     firewall: Firewall
     orchestrator: Orchestrator
     clock: Clock

@@ -21,14 +21,14 @@ from natwork_ray.domain.actions import (
 )
 from natwork_ray.domain.values import Backend
 from natwork_ray.errors import NatworkError, StoreError, TimedOutError
-from natwork_ray.ports import Clock, ContainerRuntime, Firewall, Orchestrator
+from natwork_ray.ports import Clock, Firewall, NodeActions, Orchestrator
 
 
 @dataclass(frozen=True)
 class Executor:
     """The hands: ports of one node, or of the cluster."""
 
-    runtime: ContainerRuntime
+    runtime: NodeActions
     firewall: Firewall
     orchestrator: Orchestrator
     clock: Clock

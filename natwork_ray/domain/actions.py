@@ -25,14 +25,17 @@ class MigrationMethod(StrEnum):
 
 @value
 class Migrate:
-    """Move a running container to another node, keeping its address and its sessions."""
+    """Move a running container to another node, keeping its address and its sessions.
+
+    `method` None leaves the choice to the LiMi agent of the source node, which measures the container first.
+    """
 
     type: Literal["migrate"] = "migrate"
     key: str
     container: str
     source: str
     target: str
-    method: MigrationMethod
+    method: MigrationMethod | None = None
 
 
 @value
@@ -105,11 +108,17 @@ NODE_LOCAL: tuple[type, ...] = (Migrate, SetLimits, Restart, BlockSource)
 
 @value
 class Phase:
-    """One timed phase of an action."""
+    """One timed phase of an action.
+
+    Phases may overlap: `starts_s` counts from the start of the action. `size_bytes` is what the phase produced or had
+    to carry, `transferred_bytes` what really crossed the link (rsync sends differences only).
+    """
 
     name: str
     duration_s: float
     transferred_bytes: float = 0.0
+    starts_s: float = 0.0
+    size_bytes: float = 0.0
 
 
 @value

@@ -34,7 +34,7 @@ from natwork_ray.emulation.physics import Setting
 from natwork_ray.emulation.scenarios import Scenario
 from natwork_ray.emulation.services import ServiceProfile
 from natwork_ray.errors import ActionError, ConflictError, InputError, NotFoundError
-from natwork_ray.limi.durations import MigrationInputs, draw
+from natwork_ray.limi.durations import MigrationInputs, best_method, draw
 
 # Seconds: median and the most that is drawn (lognormal, sigma 0.25). CubeMig measured 1.8 s until a pod is ready.
 RESTART_S = (2.4, 5.0)
@@ -223,7 +223,8 @@ class Operations:
             bandwidth_bytes_per_s=link.bandwidth_bytes_per_s,
             volume_delta_bytes=profile.volume_delta_bytes,
         )
-        took = draw(i.method, inputs, rng)
+        method = i.method or best_method(inputs).method
+        took = draw(method, inputs, rng)
         down_s = now_s + took.downtime_starts_s
         up_s, end_s = down_s + took.downtime_s, now_s + took.total_s
         self.windows.append(Window(c.name, down_s, up_s))
@@ -234,7 +235,7 @@ class Operations:
         return ActionOutcome(
             key=i.key, done=True, started_at_s=now_s, finished_at_s=end_s, downtime_s=took.downtime_s,
             backend=Backend.EMULATED, phases=took.phases,
-            detail=f"{c.name}: {i.source} -> {i.target} by {i.method} in {took.total_s:.1f} s",
+            detail=f"{c.name}: {i.source} -> {i.target} by {method} in {took.total_s:.1f} s",
         )  # fmt: skip
 
     def _scale(self, i: Scale, c: Container, now_s: float, rng: np.random.Generator) -> ActionOutcome:

@@ -50,7 +50,7 @@ class EmulatedTelemetry:
 
 
 class EmulatedRuntime:
-    """`ContainerRuntime`."""
+    """`NodeActions`."""
 
     def __init__(self, testbed: Testbed) -> None:
         self._testbed = testbed

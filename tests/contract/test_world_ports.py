@@ -1,4 +1,4 @@
-"""What every implementation of the world's ports keeps: TelemetrySource, ContainerRuntime, Orchestrator, Firewall.
+"""What every implementation of the world's ports keeps: TelemetrySource, NodeActions, Orchestrator, Firewall.
 
 A real adapter joins by a further entry in `WORLDS`: a function that gives a `World`, with at least one container that
 may be acted upon, two nodes, and ten samples in the past.
@@ -37,7 +37,7 @@ from natwork_ray.emulation.ports import (
 from natwork_ray.emulation.scenarios import smart_city
 from natwork_ray.emulation.testbed import Testbed
 from natwork_ray.errors import ActionError, InputError, NatworkError, NotFoundError
-from natwork_ray.ports import Clock, ContainerRuntime, Firewall, Orchestrator, TelemetrySource
+from natwork_ray.ports import Clock, Firewall, NodeActions, Orchestrator, TelemetrySource
 
 T = TypeVar("T")
 
@@ -47,7 +47,7 @@ class World:
     """One implementation of each port, and how to let its time pass."""
 
     telemetry: TelemetrySource
-    runtime: ContainerRuntime
+    runtime: NodeActions
     orchestrator: Orchestrator
     firewall: Firewall
     clock: Clock

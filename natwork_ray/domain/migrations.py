@@ -1,0 +1,124 @@
+"""Live migrations: what is known of a container before one, and the record that one leaves (D3.3 section 2.1)."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+from natwork_ray.domain.actions import MigrationMethod, Phase
+from natwork_ray.domain.values import Backend, value
+
+
+class LoadLevel(StrEnum):
+    """Levels of load on one type of resource; only networking knows `zero`."""
+
+    ZERO = "zero"
+    LOW = "low"
+    MEDIUM = "medium"
+    HIGH = "high"
+
+
+@value
+class LoadClass:
+    """One of the 108 combinations of load levels, of which 34 are feasible (docs/migration-data.md)."""
+
+    cpu: LoadLevel
+    memory: LoadLevel
+    storage: LoadLevel
+    network: LoadLevel
+
+    @property
+    def name(self) -> str:
+        """For example `cpu-high_memory-low_storage-low_network-zero`."""
+        return f"cpu-{self.cpu}_memory-{self.memory}_storage-{self.storage}_network-{self.network}"
+
+
+@value
+class ContainerLoad:
+    """What can be measured of a running container and of its path before a migration; the models' only input.
+
+    Attributes:
+        memory_bytes: resident memory of all its processes.
+        dirty_bytes_per_s: rate at which distinct pages are written, seen over `observed_s`.
+        working_set_bytes: memory written at least once during `observed_s`, at most `memory_bytes`.
+        cpu_cores: use of CPU; cpu_limit_cores: what the cgroup allows (0 when it sets no limit).
+        volume_bytes: size of the writable file system.
+        volume_delta_bytes: the part of it that the target does not have yet.
+        volume_write_bytes_per_s: writes to it.
+        network_rx_bytes_per_s, network_tx_bytes_per_s: traffic of the container.
+        bandwidth_bytes_per_s: what the path to the target offers a new transfer.
+        rtt_s: round trip to the target.
+        observed_s: how long was measured.
+    """
+
+    memory_bytes: float
+    dirty_bytes_per_s: float
+    working_set_bytes: float
+    cpu_cores: float
+    cpu_limit_cores: float
+    volume_bytes: float
+    volume_delta_bytes: float
+    volume_write_bytes_per_s: float
+    network_rx_bytes_per_s: float
+    network_tx_bytes_per_s: float
+    bandwidth_bytes_per_s: float
+    rtt_s: float
+    observed_s: float
+
+
+@value
+class MigrationForecast:
+    """A prediction for one container, one method and one path, in seconds: median and 95th percentile."""
+
+    method: MigrationMethod
+    total_p50_s: float
+    total_p95_s: float
+    downtime_p50_s: float
+    downtime_p95_s: float
+
+
+class MigrationState(StrEnum):
+    """Where a migration stands. All but `running` are final.
+
+    `migrated`: the container runs on the target. `rolled_back`: it runs on the source, as before. `refused`: nothing
+    was begun. `restarted`: it runs on one node, but its memory since the last complete checkpoint was lost (only after
+    the point of no return of post-copy and hybrid).
+    """
+
+    RUNNING = "running"
+    MIGRATED = "migrated"
+    ROLLED_BACK = "rolled_back"
+    REFUSED = "refused"
+    RESTARTED = "restarted"
+
+
+@value
+class MigrationRecord:
+    """One migration, with the time and the size of every phase.
+
+    `phases` hold `starts_s` (from the start of the migration), duration and sizes; some overlap. `downtime_s` is the
+    approximate downtime of D3.3 (dump + transfer + restore, as they lay in time: from the freeze to the restored
+    container); `client_downtime_s` is the longest gap that a client saw, queueing included, where one was watching.
+    `point_of_no_return_s` counts from the start; None where the method has none, or it was not reached. `runs_on` is
+    where the container was when the record was closed.
+    """
+
+    key: str
+    container: str
+    source: str
+    target: str
+    method: MigrationMethod
+    backend: Backend
+    state: MigrationState
+    started_at_s: float
+    total_s: float
+    downtime_s: float
+    runs_on: str
+    phases: tuple[Phase, ...] = ()
+    pre_copy_rounds: int = 0
+    client_downtime_s: float | None = None
+    point_of_no_return_s: float | None = None
+    load: ContainerLoad | None = None
+    forecast: MigrationForecast | None = None
+    chosen_by: str = "operator"  # operator, model, rule
+    error: str = ""
+    hint: str = ""
