@@ -24,7 +24,7 @@ from natwork_ray.adapters.sqlite_journal import SqliteJournal
 from natwork_ray.audit.log import AuditEntry
 from natwork_ray.audit.proofs import ConsistencyProof, InclusionProof
 from natwork_ray.control.direct import DirectControl
-from natwork_ray.control.events import Event, VerdictsReached
+from natwork_ray.control.events import Event, OrderEvent, VerdictsReached
 from natwork_ray.control.moving import predict_move
 from natwork_ray.control.service import Answer
 from natwork_ray.domain.actions import ActionOutcome, Instruction
@@ -119,6 +119,11 @@ class ControlClient:
     async def decision(self, decision_id: str) -> Decision:
         """See `ControlApi`."""
         decision: Decision = await self._ask("decision", decision_id)
+        return decision
+
+    async def consider(self, order: OrderEvent) -> Decision:
+        """See `ControlApi`."""
+        decision: Decision = await self._ask("consider", order)
         return decision
 
     async def outcomes(self) -> tuple[ActionOutcome, ...]:

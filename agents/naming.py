@@ -13,6 +13,7 @@ HOST_LABEL = "natwork/emulation-host"
 
 SERVE_ANOMALY = "anomaly"
 SERVE_GATEWAY = "gateway"
+SERVE_MIGRATION_MODELS = "migration-models"
 
 
 def limi_name(node: str) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import os
 import threading
 import time
@@ -27,10 +28,17 @@ from agents.naming import HOST_LABEL, NAMESPACE, SERVE_ANOMALY, SUPERVISOR
 from agents.world import WorldClient, start_world
 from natwork_ray.backends import WorldFacts, run_started
 from natwork_ray.config import Config
+from natwork_ray.control.courier import Courier
 from natwork_ray.control.cycle import Hands, LoopCycle, Turn
+from natwork_ray.control.events import TopologyObserved
 from natwork_ray.control.executor import Executor
-from natwork_ray.errors import NatworkError, TimedOutError
+from natwork_ray.domain.actions import Instruction
+from natwork_ray.domain.values import Backend
+from natwork_ray.errors import ConflictError, NatworkError, TimedOutError
 from natwork_ray.profiling.profile import ProfileBook
+
+# How long an order waits at most before it is delivered, beside the turns.
+DELIVERY_PAUSE_S = 0.25
 
 _log = logging.getLogger(__name__)
 
@@ -72,38 +80,87 @@ class Supervisor:
         world = start_world(config, namespace=namespace) if make_world else WorldClient(namespace)
         control = start_control(state_dir, namespace=namespace)
         topology = await world.topology()
-        limi = {node.name: start_limi(node.name, namespace=namespace) for node in topology.nodes}
+        limi = {node.name: start_limi(node.name, namespace=namespace, config=config) for node in topology.nodes}
         supervisor = cls(config, Crew(control, world, limi), namespace=namespace, patience_s=patience_s)
         await supervisor._prepare()
         return supervisor
 
     async def _prepare(self) -> None:
-        config, world = self._config, self.crew.world
-        self.facts = facts = await world.facts()
-        hour = await world.window(end_s=facts.begins_s, length=round(facts.begins_s / facts.step_s))
-        cluster = Executor(runtime=world, firewall=world, orchestrator=world, clock=world, backend=facts.backend)
+        self.facts = facts = await self.crew.world.facts()
         self._hands: dict[str, Hands] = dict(self.crew.limi)
+        if facts.backend is Backend.REAL:
+            # What a run before left under way comes to its end first; then people may order, while profiles are learnt.
+            await self._courier().carry_out(await self._left_over(), await self.crew.world.topology(), time.time())
+            await self._take_charge()
+        else:
+            await self.learn()
+            await self._take_charge()
+
+    async def _left_over(self) -> tuple[Instruction, ...]:
+        try:
+            await self.crew.control.status()
+        except ConflictError:
+            return ()  # no run before
+        return await self.crew.control.outbox()
+
+    async def _take_charge(self) -> None:
+        start = run_started(self._config, self.facts, await self.crew.world.topology())
+        (answer,) = await self.crew.control.submit((start,))
+        answer.unwrap()
+
+    async def learn(self) -> None:
+        """Learn every service's profile from the commissioning hour, which must be over."""
+        world, facts = self.crew.world, self.facts
+        hour = await world.window(end_s=facts.begins_s, length=facts.commissioning_samples)
         self._cycle = LoopCycle(
             telemetry=world,
             judge=ServeJudge(ProfileBook.learn(hour), app=SERVE_ANOMALY, patience_s=self._patience_s),
             control=self.crew.control,
             orchestrator=world,
             node_hands=self._hands,
-            cluster_hands=cluster,
-            window_length=config.loop.window,
+            cluster_hands=self._cluster_hands(),
+            window_length=self._config.loop.window,
         )
-        start = run_started(config, facts, await world.topology())
-        (answer,) = await self.crew.control.submit((start,))
-        answer.unwrap()
+
+    def _cluster_hands(self) -> Executor:
+        world = self.crew.world
+        return Executor(runtime=world, firewall=world, orchestrator=world, clock=world, backend=self.facts.backend)
+
+    def _courier(self) -> Courier:
+        return Courier(
+            control=self.crew.control,
+            orchestrator=self.crew.world,
+            node_hands=self._hands,
+            cluster_hands=self._cluster_hands(),
+        )
+
+    async def keep_delivering(self, trouble: Callable[[str], Awaitable[None]]) -> None:
+        """Carry out what is issued while real time passes; see `Courier.keep_delivering`."""
+        await self._courier().keep_delivering(time.time, pause_s=DELIVERY_PAUSE_S, trouble=trouble)
+
+    async def commission(self, until_s: float) -> None:
+        """Take samples of a real world until its commissioning hour is over, and tell the loop what runs where."""
+        step_s, told = self.facts.step_s, None
+        at_s = self.facts.origin_s + step_s
+        while at_s <= until_s + 1e-6:
+            await asyncio.sleep(max(0.0, at_s - time.time()))
+            await self.crew.world.advance(at_s)
+            topology = await self.crew.world.topology()
+            if topology != told:
+                news = TopologyObserved(id=f"topology@{at_s:.3f}", at_s=at_s, topology=topology)
+                for answer in await self.crew.control.submit((news,)):
+                    answer.unwrap()
+                told = topology
+            at_s += step_s
 
     async def stands_at_s(self) -> float:
         """Up to where the loop has judged: its newest event's time."""
         return (await self.crew.control.status()).at_s
 
-    async def turn(self, at_s: float) -> Turn:
-        """Let the world reach `at_s`, and turn the loop once."""
+    async def turn(self, at_s: float, *, deliver: bool = True) -> Turn:
+        """Let the world reach `at_s`, and turn the loop once; see `LoopCycle.turn`."""
         await self.crew.world.advance(at_s)
-        turn = await self._cycle.turn(at_s)
+        turn = await self._cycle.turn(at_s, deliver=deliver)
         self._welcome_new_nodes(turn)
         return turn
 
@@ -129,7 +186,8 @@ class Supervisor:
         """A node that joined (cluster autoscaling) gets its agent."""
         for node in turn.topology.nodes:
             if node.name not in self._hands:
-                self._hands[node.name] = self.crew.limi[node.name] = start_limi(node.name, namespace=self._namespace)
+                agent = start_limi(node.name, namespace=self._namespace, config=self._config)
+                self._hands[node.name] = self.crew.limi[node.name] = agent
 
 
 class SupervisorActor:
@@ -172,6 +230,9 @@ class SupervisorActor:
 
     async def _turn_to_the_end(self) -> None:
         supervisor = await Supervisor.begin(self._config, self._state_dir, namespace=self._namespace, make_world=False)
+        if supervisor.facts.backend is Backend.REAL:
+            await self._watch_real(supervisor)
+            return
         step_s, ends_s = supervisor.facts.step_s, supervisor.facts.ends_s
         pace_s = step_s / self._config.emulation.speed
         control = supervisor.crew.control
@@ -188,10 +249,41 @@ class SupervisorActor:
             if undelivered != before:
                 await self._tell(undelivered)
             due = max(due + pace_s, time.monotonic())
-            await asyncio.sleep(due - time.monotonic())
+            undelivered = await self._await_orders(supervisor, at_s, due, undelivered)
         await self._tell("")
         await control.expect_turns(None)
         self._ended = True
+
+    async def _await_orders(self, supervisor: Supervisor, at_s: float, due: float, undelivered: str) -> str:
+        """Wait for the next turn, and carry out at once what a person orders or approves meanwhile."""
+        seen = {i.key for i in await supervisor.crew.control.outbox()}
+        while (left_s := due - time.monotonic()) > 0:
+            await asyncio.sleep(min(left_s, DELIVERY_PAUSE_S))
+            pending = {i.key for i in await supervisor.crew.control.outbox()}
+            if pending - seen:  # what could not be delivered before is tried again with the next turn
+                undelivered = await self._undelivered(supervisor.drain(at_s))
+            seen |= pending
+        return undelivered
+
+    async def _watch_real(self, supervisor: Supervisor) -> None:
+        """Turn the loop of a real world: time passes by itself, and actions are delivered beside the turns."""
+        facts, control = supervisor.facts, supervisor.crew.control
+        courier = asyncio.create_task(supervisor.keep_delivering(self._tell))
+        try:
+            await supervisor.commission(facts.begins_s)
+            await supervisor.learn()
+            await control.expect_turns(facts.step_s)
+            await self._tell("")
+            number = 0
+            while not courier.done():
+                # A turn that is missed is left out: nobody can look at the past.
+                number = max(number + 1, math.ceil((time.time() - facts.begins_s) / facts.step_s))
+                at_s = facts.begins_s + number * facts.step_s
+                await asyncio.sleep(max(0.0, at_s - time.time()))
+                await supervisor.turn(at_s, deliver=False)
+            courier.result()
+        finally:
+            courier.cancel()
 
     async def _undelivered(self, work: Awaitable[object]) -> str:
         """What went wrong, empty when nothing did.

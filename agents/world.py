@@ -1,8 +1,8 @@
-"""The world as an actor, for worlds that live in memory (emulation, recordings).
+"""The world as an actor: the whole of one that lives in memory (emulation, recordings), the eyes on a real one.
 
-Agents in several processes must act on one testbed, so it has a process of its own. It stands for the physical world:
-it is not restarted when it dies, because a world that forgets is not the same world. A real testbed has no such
-actor: its adapters reach machines that are there anyway.
+Agents in several processes must act on one emulated testbed, so it has a process of its own. It stands for the physical
+world: it is not restarted when it dies, because a world that forgets is not the same world. Of a real testbed it only
+keeps samples and says what runs where; the LiMi agents reach their nodes themselves, and a new one is as good.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from natwork_ray.domain.actions import (
     Scale,
     SetLimits,
 )
+from natwork_ray.domain.migrations import MigrationOutlook, MigrationProgress
 from natwork_ray.domain.telemetry import FlowShare, NodeUsage, TelemetryWindow
 from natwork_ray.domain.topology import Topology
 from natwork_ray.domain.values import Backend
@@ -45,8 +46,11 @@ class WorldActor:
         return self._world.facts()
 
     async def advance(self, to_s: float) -> None:
-        """Let time pass until `to_s`; nothing when it has passed already, so that a repeated call is harmless."""
-        self._world.advance(to_s)
+        """Let time pass until `to_s`; nothing when it has passed already, so that a repeated call is harmless.
+
+        Where time is not ours to pass, the sample of that moment is taken.
+        """
+        await self._world.reach(to_s)
 
     async def window(self, end_s: float, length: int) -> TelemetryWindow:
         """See `TelemetrySource.window`."""
@@ -67,6 +71,14 @@ class WorldActor:
     async def apply(self, instruction: Instruction) -> ActionOutcome:
         """Carry out an instruction, once by key."""
         return await self._world.apply(instruction)
+
+    async def outlook(self, container: str, source: str, target: str, weight: float | None) -> MigrationOutlook:
+        """See `LimiAgents.outlook`."""
+        return await self._world.agents.outlook(container, source=source, target=target, weight=weight)
+
+    async def progress(self, key: str, source: str) -> MigrationProgress | None:
+        """See `LimiAgents.progress`."""
+        return await self._world.agents.progress(key, source=source)
 
     async def effects(self, keys: Sequence[str]) -> tuple[int, ...]:
         """How often each key had an effect on the world: 1 when all is well. For tests."""
@@ -120,6 +132,16 @@ class WorldClient:
         topology: Topology = await self._ask("topology")
         return topology
 
+    async def outlook(self, container: str, *, source: str, target: str, weight: float | None) -> MigrationOutlook:
+        """See `LimiAgents`."""
+        found: MigrationOutlook = await self._ask("outlook", container, source, target, weight)
+        return found
+
+    async def progress(self, key: str, *, source: str) -> MigrationProgress | None:
+        """See `LimiAgents`."""
+        found: MigrationProgress | None = await self._ask("progress", key, source)
+        return found
+
     async def effects(self, keys: Sequence[str]) -> tuple[int, ...]:
         """See `WorldActor.effects`."""
         effects: tuple[int, ...] = await self._ask("effects", tuple(keys))
@@ -165,7 +187,7 @@ def start_world(config: Config, *, namespace: str = NAMESPACE) -> WorldClient:
         namespace=namespace,
         lifetime="detached",
         get_if_exists=True,
-        max_restarts=0,
+        max_restarts=-1 if config.backend == "testbed" else 0,
         max_concurrency=100,
         num_cpus=0,
         label_selector={HOST_LABEL: "yes"},

@@ -7,7 +7,8 @@ benchmark, a test) cannot tell an emulation from the real thing but by the label
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+import math
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -16,11 +17,13 @@ import numpy as np
 from natwork_ray.adapters.model_directory import ModelDirectory
 from natwork_ray.adapters.replay import ReplayTelemetry
 from natwork_ray.config import Config
+from natwork_ray.control.api import LimiAgents
 from natwork_ray.control.cycle import Judgement
 from natwork_ray.control.events import RunStarted
 from natwork_ray.control.executor import Executor
 from natwork_ray.domain.actions import ActionOutcome, Instruction
 from natwork_ray.domain.labelled import LabelledEvent
+from natwork_ray.domain.phases import MigrationMethod
 from natwork_ray.domain.telemetry import TelemetryWindow
 from natwork_ray.domain.topology import Topology
 from natwork_ray.domain.values import Backend, value
@@ -32,15 +35,22 @@ from natwork_ray.emulation.ports import (
     EmulatedRuntime,
     EmulatedTelemetry,
 )
+from natwork_ray.emulation.prospect import EmulatedAgents
 from natwork_ray.emulation.scenarios import Scenario, scenario
 from natwork_ray.emulation.services import ServiceProfile
 from natwork_ray.emulation.testbed import Testbed
-from natwork_ray.errors import PreconditionError, UsageError
-from natwork_ray.ports import Clock, Firewall, NodeActions, Orchestrator, TelemetrySource
+from natwork_ray.errors import NotFoundError, PreconditionError, UsageError
+from natwork_ray.limi.agent import AgentSettings, MigrationAgent, Peer
+from natwork_ray.limi.choosing import ByEquations, MethodChooser
+from natwork_ray.limi.retries import Timeouts
+from natwork_ray.ports import Clock, ContainerControl, Firewall, NodeActions, Orchestrator, TelemetrySource
 from natwork_ray.profiling.bounds import DEFAULT_MODEL, MAX_MODEL_BYTES
 from natwork_ray.profiling.profile import ProfileBook
 
 if TYPE_CHECKING:
+    from natwork_ray.adapters.testbed_requirements import Toolchain
+    from natwork_ray.adapters.testbed_state import TestbedRecord
+    from natwork_ray.adapters.testbed_world import TestbedWorld
     from natwork_ray.profiling.detector import TwoStageDetector
 
 SECONDS_PER_ROUND = 5400.0  # each kind of anomaly and attack once in so long
@@ -51,6 +61,7 @@ class WorldFacts:
     """What is known of a world from outside the loop. The loop itself never sees this.
 
     Attributes:
+        origin_s: when the world began, on its clock.
         begins_s: end of the commissioning hour; decisions start with the next sample.
         ends_s: end of the run.
         truth: anomalies and attacks that really took place, with the containers that each one also affects.
@@ -67,11 +78,29 @@ class WorldFacts:
     truth: tuple[LabelledEvent, ...]
     affected: tuple[tuple[str, ...], ...]
     digest: str
+    origin_s: float = 0.0
+
+    @property
+    def commissioning_samples(self) -> int:
+        """How many samples the commissioning hour has."""
+        return round((self.begins_s - self.origin_s) / self.step_s)
+
+
+async def _nothing() -> None:
+    """What an in-memory world has to recover and to close."""
+
+
+async def _nothing_then(_: float) -> None:
+    """What an in-memory world has to do for a sample: it takes its own."""
 
 
 @dataclass(frozen=True)
 class World:
-    """One implementation of every port, and the strings that move an in-memory world."""
+    """One implementation of every port, and the strings that move an in-memory world.
+
+    `agents` answer what the doors ask about migrations; `close` gives up connections and threads, and leaves the world
+    as it is.
+    """
 
     telemetry: TelemetrySource
     runtime: NodeActions
@@ -81,6 +110,16 @@ class World:
     advance: Callable[[float], None]
     facts: Callable[[], WorldFacts]
     effects: Callable[[str], int]
+    agents: LimiAgents
+    backend: Backend = Backend.EMULATED  # of the hands; recorded telemetry has emulated ones
+    observe: Callable[[float], Awaitable[None]] = _nothing_then
+    recover: Callable[[], Awaitable[object]] = _nothing
+    close: Callable[[], Awaitable[None]] = _nothing
+
+    async def reach(self, to_s: float) -> None:
+        """Let time pass until `to_s` where it is ours to pass, and have the sample of that moment."""
+        self.advance(to_s)
+        await self.observe(to_s)
 
     async def apply(self, instruction: Instruction) -> ActionOutcome:
         """Carry out an instruction through the port that it belongs to; refusals become failed outcomes."""
@@ -89,7 +128,7 @@ class World:
             firewall=self.firewall,
             orchestrator=self.orchestrator,
             clock=self.clock,
-            backend=Backend.EMULATED,
+            backend=self.backend,
         )
         return await executor.execute(instruction)
 
@@ -102,6 +141,8 @@ def build_world(config: Config) -> World:
     """
     if config.backend == "replay":
         return _replayed(config)
+    if config.backend == "testbed":
+        return _real(config)
     return _emulated(config)
 
 
@@ -138,6 +179,7 @@ def _emulated(config: Config) -> World:
         advance=lambda to_s: testbed.advance(max(to_s, testbed.now_s)),
         facts=facts,
         effects=testbed.effects,
+        agents=EmulatedAgents(testbed, method_chooser(config), config.migration.weight),
     )
 
 
@@ -195,6 +237,7 @@ def _replayed(config: Config) -> World:
         advance=lambda to_s: testbed.advance(max(to_s, testbed.now_s)),
         facts=facts,
         effects=testbed.effects,
+        agents=EmulatedAgents(testbed, method_chooser(config), config.migration.weight),
     )
 
 
@@ -205,10 +248,14 @@ _STAND_IN = ServiceProfile(
 
 
 def run_started(config: Config, facts: WorldFacts, topology: Topology) -> RunStarted:
-    """The event by which a loop takes charge of a world; the same world and settings give the same id."""
+    """The event by which a loop takes charge of a world; the same world and settings give the same id.
+
+    A real world has no beginning of its own: whoever takes charge of it does so now.
+    """
+    real = facts.backend is Backend.REAL
     return RunStarted(
-        id=f"run:{facts.scenario}:{facts.seed}",
-        at_s=facts.begins_s,
+        id=f"run:{facts.scenario}:{facts.origin_s:.3f}" if real else f"run:{facts.scenario}:{facts.seed}",
+        at_s=facts.now_s if real else facts.begins_s,
         backend=facts.backend,
         mode=config.loop.mode,
         scenario=facts.scenario,
@@ -218,7 +265,113 @@ def run_started(config: Config, facts: WorldFacts, topology: Topology) -> RunSta
         topology=topology,
         alarm=config.alarm,
         sla=config.sla,
+        token=f"{round(facts.origin_s * 1000):x}" if real else "",
     )
+
+
+def _real(config: Config) -> World:
+    """The testbed of this machine. Its clock is the wall's; nothing is advanced but the telemetry's samples."""
+    from natwork_ray.adapters.process_telemetry import ProcessTelemetry
+
+    testbed = build_testbed(config)
+    telemetry = ProcessTelemetry(testbed.running, step_s=config.loop.step_s, now_s=testbed.clock.now_s)
+    begins_s = telemetry.started_s + _whole_steps(config.loop.commissioning_s, config.loop.step_s)
+
+    def facts() -> WorldFacts:
+        return WorldFacts(
+            backend=Backend.REAL,
+            scenario=testbed.record.id,
+            seed=0,
+            step_s=config.loop.step_s,
+            now_s=testbed.clock.now_s(),
+            origin_s=telemetry.started_s,
+            begins_s=begins_s,
+            ends_s=math.inf,
+            truth=(),
+            affected=(),
+            digest="",
+        )
+
+    return World(
+        telemetry=telemetry,
+        runtime=testbed,
+        firewall=testbed,
+        orchestrator=testbed,
+        clock=testbed.clock,
+        advance=lambda _: None,  # real time passes by itself
+        facts=facts,
+        effects=lambda _: 1,  # an agent's journal has each key once
+        agents=testbed,
+        backend=Backend.REAL,
+        observe=telemetry.observe,
+        recover=testbed.recover,
+        close=testbed.shut,
+    )
+
+
+def build_testbed(config: Config) -> TestbedWorld:
+    """Every agent of the real testbed of this machine, in this process.
+
+    Raises:
+        PreconditionError: there is no testbed, or not what real migration needs; nothing was changed.
+    """
+    record, tools = real_testbed(config)
+    # What reaches the real machine is loaded where a real machine is wanted.
+    from natwork_ray.adapters.testbed_world import TestbedWorld
+
+    return TestbedWorld(record, tools, method_chooser(config), agent_settings(config))
+
+
+def build_limi_agent(config: Config, node: str, peer: Callable[[str], Peer]) -> tuple[MigrationAgent, ContainerControl]:
+    """The agent of one node of the real testbed, which reaches the others through `peer`, and what changes containers
+    there in place; for a process of its own.
+
+    Raises:
+        PreconditionError, NotFoundError: as `real_testbed`; no such node.
+    """
+    record, tools = real_testbed(config)
+    from natwork_ray.adapters.testbed_world import build_agent, build_ports
+
+    ports = build_ports(record, node, tools)
+    agent = build_agent(ports, peer=peer, chooser=method_chooser(config), settings=agent_settings(config))
+    return agent, ports.runtime
+
+
+def real_testbed(config: Config) -> tuple[TestbedRecord, Toolchain]:
+    """The testbed of this machine, and the programs that move its containers.
+
+    Raises:
+        PreconditionError: there is none, or not what real migration needs.
+    """
+    from natwork_ray.adapters.testbed import current
+    from natwork_ray.adapters.testbed_requirements import require
+
+    try:
+        record = current(config.state_dir)
+    except NotFoundError as error:
+        raise PreconditionError(
+            f"{error.what}, so there are no containers to move", hint="sudo natwork testbed up makes one"
+        ) from error
+    # Cold migration needs the least: what it lacks, all four lack. The others are asked for one by one by the agents.
+    return record, require((MigrationMethod.COLD,))
+
+
+def agent_settings(config: Config) -> AgentSettings:
+    """How agents migrate, by the configuration."""
+    own = config.migration
+    timeouts = Timeouts(
+        transfer_s=own.transfer_timeout_s,
+        pages_s=own.transfer_timeout_s,
+        pre_dump_s=own.checkpoint_timeout_s,
+        dump_s=own.checkpoint_timeout_s,
+        restore_s=own.checkpoint_timeout_s,
+    )
+    return AgentSettings(weight=own.weight, observe_s=own.observe_s, max_rounds=own.max_rounds, timeouts=timeouts)
+
+
+def method_chooser(config: Config) -> MethodChooser:
+    """Who picks a method: the equations, until a learnt selector is there."""
+    return ByEquations()
 
 
 class LocalJudge:

@@ -26,7 +26,7 @@ from natwork_ray.errors import ConfigError
 
 ENV_PREFIX = "NATWORK_"
 # Read by scripts and the command line directly, not part of the typed configuration.
-ENV_OTHER = frozenset({"NATWORK_CONFIG", "NATWORK_API_TOKEN"})
+ENV_OTHER = frozenset({"NATWORK_CONFIG", "NATWORK_API_TOKEN", "NATWORK_TESTBED_DIR"})
 
 
 class Section(BaseModel):
@@ -112,12 +112,30 @@ class EmulationConfig(Section):
     speed: float = Field(default=10.0, gt=0, description="Virtual seconds per second of wall time under `natwork up`.")
 
 
+class MigrationConfig(Section):
+    """Live migration, on every backend."""
+
+    weight: float = Field(
+        default=0.2, ge=0, le=1, description="Share of total time against downtime when a method is chosen by `auto`."
+    )
+    observe_s: float = Field(
+        default=1.0, gt=0, le=60, description="How long a container is measured before a method is chosen, seconds."
+    )
+    max_rounds: int = Field(default=5, ge=1, le=30, description="Pre-copy rounds at most.")
+    transfer_timeout_s: float = Field(
+        default=900.0, gt=0, le=86_400, description="A transfer of images, volume or lazy pages is lost after so long."
+    )
+    checkpoint_timeout_s: float = Field(
+        default=120.0, gt=0, le=3600, description="A pre-dump, dump or restore is lost after so long."
+    )
+
+
 class Config(Section):
     """The whole configuration."""
 
-    backend: Literal["emulated", "replay"] = Field(
+    backend: Literal["emulated", "replay", "testbed"] = Field(
         default="emulated",
-        description="Which world the loop acts on. Real adapters join as they land (docs/d3.3.md).",
+        description="Which world the loop acts on: an emulated one, recordings, or the real testbed on this machine.",
     )
     state_dir: Path = Field(
         default=Path("~/.local/state/natwork"), description="Journal, keys, tokens and logs; created with mode 0700."
@@ -132,6 +150,7 @@ class Config(Section):
     http: HttpConfig = HttpConfig()
     emulation: EmulationConfig = EmulationConfig()
     replay: ReplayConfig = ReplayConfig()
+    migration: MigrationConfig = MigrationConfig()
 
 
 _MAX_FILE_BYTES = 1_048_576

@@ -38,6 +38,7 @@ from natwork_ray.profiling.model_card import ModelCard
 from natwork_ray.profiling.profile import SCALE_FLOOR, UNPROFILED_SCALE, Floats
 from natwork_ray.profiling.verdicts import Scores, drivers
 from serve_apps.problems import input_error, install, responses
+from serve_apps.schemas import inlined
 from serve_apps.security import Door
 
 PREFIX = "/api/v1/anomaly"
@@ -346,20 +347,7 @@ def _wrong_length(what: str, window: int) -> InputError:
 
 
 def _request_body() -> dict[str, Any]:
-    schema = TypeAdapter(VerdictRequest).json_schema(ref_template="#/components/schemas/{model}")
-    parts = schema.pop("$defs")
-    # Inlined: FastAPI collects components from typed parameters only, and this body is parsed by hand.
-    return {"required": True, "content": {JSON: {"schema": _inline(schema, parts)}, RAW: {"schema": _BINARY}}}
+    return {"required": True, "content": {JSON: {"schema": inlined(_REQUEST)}, RAW: {"schema": _BINARY}}}
 
 
 _BINARY = {"type": "string", "format": "binary"}
-
-
-def _inline(node: Any, parts: dict[str, Any]) -> Any:
-    if isinstance(node, dict):
-        if "$ref" in node:
-            return _inline(parts[node["$ref"].rsplit("/", 1)[-1]], parts)
-        return {key: _inline(item, parts) for key, item in node.items()}
-    if isinstance(node, list):
-        return [_inline(item, parts) for item in node]
-    return node

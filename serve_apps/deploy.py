@@ -9,9 +9,9 @@ from pathlib import Path
 
 from ray import serve
 
-from agents.naming import SERVE_ANOMALY, SERVE_GATEWAY
+from agents.naming import SERVE_ANOMALY, SERVE_GATEWAY, SERVE_MIGRATION_MODELS
 from natwork_ray.config import HttpConfig
-from serve_apps import anomaly, gateway
+from serve_apps import anomaly, gateway, migration, migration_api
 
 ANOMALY_PREFIX = "/api/v1/anomaly"
 _TIMEOUT_S = 60
@@ -36,6 +36,7 @@ def deploy(http: HttpConfig, *, gateway_too: bool = True, replicas: int = 1) -> 
     )
     model = anomaly.Anomaly.options(num_replicas=replicas).bind()
     serve.run(model, name=SERVE_ANOMALY, route_prefix=ANOMALY_PREFIX, blocking=False)
+    serve.run(migration.app, name=SERVE_MIGRATION_MODELS, route_prefix=migration_api.PREFIX, blocking=False)
     if gateway_too:
         serve.run(gateway.app, name=SERVE_GATEWAY, route_prefix="/", blocking=False)
     return f"http://{http.host}:{http.port}"

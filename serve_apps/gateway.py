@@ -13,6 +13,7 @@ from ray import serve
 from starlette.types import ASGIApp
 
 from agents.control import ControlClient, connect
+from agents.limi import LimiOffice
 from natwork_ray.config import load_config
 from serve_apps.gateway_api import create_app
 from serve_apps.security import LOOPBACK_HOSTS, read_token
@@ -41,6 +42,7 @@ class GatewayReplica:
             token=self._token,
             max_body_bytes=self._http.max_body_bytes,
             allowed_hosts=(*LOOPBACK_HOSTS, self._http.host),
+            agents=LimiOffice(patience_s=_PATIENCE_S),
         )
 
 

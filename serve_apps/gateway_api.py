@@ -4,8 +4,8 @@ A plain FastAPI application over `ControlApi`; `serve_apps.gateway` gives it a p
 request asks the control service anew, through a provider that finds the control actor again after it restarted.
 
 Rules kept
-1. Only two routes change anything, an approval and the mode; both need the token, are idempotent under an
-   `Idempotency-Key`, and become events that are journalled before they are answered.
+1. What changes anything (an approval, the mode, an order to migrate) needs the token, is idempotent under an
+   `Idempotency-Key`, and becomes an event that is journalled before it is answered.
 2. Values go out as the domain defines them; there is no second model of a decision or a container.
 3. The event stream is the audit log: the `id` of an event is the number of its entry and `data` is the line that is
    hashed and signed, so that a client can resume without a gap and verify what it was told.
@@ -27,7 +27,8 @@ from fastapi.security import HTTPBearer
 
 from natwork_ray import __version__
 from natwork_ray.audit.log import AuditEntry
-from natwork_ray.control.api import ControlApi
+from natwork_ray.control.api import ControlApi, LimiAgents
+from natwork_ray.control.desk import Consideration, Migration, MigrationDesk
 from natwork_ray.control.events import ApprovalAnswered, Event, ModeChanged
 from natwork_ray.domain.decisions import Decision, DecisionStatus
 from natwork_ray.domain.status import LoopStatus
@@ -50,13 +51,14 @@ from serve_apps.views import (
     Health,
     IdempotencyKey,
     Limit,
-    Migration,
     MigrationPage,
     ModeRequest,
+    MoveRequest,
     Name,
     NodeDetail,
+    ServiceMigration,
+    ServiceMoveRequest,
     items_after,
-    migrations_of,
 )
 
 ControlProvider = Callable[[], Awaitable[ControlApi]]
@@ -72,6 +74,7 @@ def create_app(
     max_body_bytes: int,
     allowed_hosts: Iterable[str],
     stream: StreamLimits | None = None,
+    agents: LimiAgents | None = None,
 ) -> FastAPI:
     """The gateway's application.
 
@@ -81,6 +84,7 @@ def create_app(
         max_body_bytes: larger request bodies are refused with 413.
         allowed_hosts: names without port that the server answers for.
         stream: limits of /events (default: `StreamLimits()`).
+        agents: the LiMi agents, for forecasts and progress; without them migrations are predicted from limits.
 
     Raises:
         UsageError: an unusable token, no host, or no room for a body.
@@ -104,6 +108,9 @@ def create_app(
 
     async def status() -> LoopStatus:
         return await (await control_provider()).status()
+
+    async def desk() -> MigrationDesk:
+        return MigrationDesk(await control_provider(), agents)
 
     async def change(event: Event, response: Response) -> ControlApi:
         control = await control_provider()
@@ -229,23 +236,69 @@ def create_app(
         control = await change(event, response)
         return await control.decision(decision_id)
 
-    @app.get(f"{PREFIX}/migrations", tags=["decisions"], responses=responses(404, 422, 503))
+    @app.get(f"{PREFIX}/migrations", tags=["migrations"], responses=responses(404, 422, 503))
     async def migrations(container: Filter = None, limit: Limit = 100, after: Filter = None) -> MigrationPage:
-        """Live migrations, oldest first: instructed, proposed or refused, with their outcomes where known."""
-        every = await migrations_of(await control_provider())
+        """Live migrations, oldest first: instructed, proposed or refused, with their outcomes and records."""
+        every = await (await desk()).migrations()
         rest = items_after(every, [m.instruction.key for m in every], after, "migration")
         wanted = [m for m in rest if container in (None, m.instruction.container)]
         return MigrationPage(
             items=tuple(wanted[:limit]), next=wanted[limit - 1].instruction.key if len(wanted) > limit else None
         )
 
-    @app.get(f"{PREFIX}/migrations/{{key:path}}", tags=["decisions"], responses=responses(404, 422, 503))
+    @app.get(f"{PREFIX}/migrations/{{key:path}}", tags=["migrations"], responses=responses(404, 422, 503))
     async def migration(key: Name) -> Migration:
-        """One live migration by the key of its instruction."""
-        for each in await migrations_of(await control_provider()):
-            if each.instruction.key == key:
-                return each
-        raise NotFoundError(f"there is no migration {key!r}", hint=f"{PREFIX}/migrations lists them")
+        """One live migration by the key of its instruction; with its progress while it runs."""
+        return await (await desk()).migration(key)
+
+    @app.post(
+        f"{PREFIX}/migrations",
+        tags=["migrations"],
+        status_code=202,
+        dependencies=bearer,
+        responses=responses(401, 404, 409, 422, 503),
+    )
+    async def migrate(request: MoveRequest, response: Response, idempotency_key: IdempotencyKey = None) -> Migration:
+        """Order a container's live migration. Measured and decided upon before the answer, carried out after it."""
+        at_desk = await desk()
+        decision, repeated = await at_desk.move(request.wish(), key=_wish_key("move", idempotency_key))
+        (instruction,) = decision.instructions
+        response.headers["Location"] = f"{PREFIX}/migrations/{instruction.key}"
+        if repeated:
+            response.headers["Idempotency-Replayed"] = "true"
+        return await at_desk.migration(instruction.key)
+
+    @app.post(
+        f"{PREFIX}/service-migrations",
+        tags=["migrations"],
+        status_code=202,
+        dependencies=bearer,
+        responses=responses(401, 404, 409, 422, 503),
+    )
+    async def migrate_service(
+        request: ServiceMoveRequest, response: Response, idempotency_key: IdempotencyKey = None
+    ) -> ServiceMigration:
+        """Order the migration of all containers of a network service, planned to arrive together."""
+        at_desk = await desk()
+        decision, repeated = await at_desk.move_service(request.wish(), key=_wish_key("service", idempotency_key))
+        response.headers["Location"] = f"{PREFIX}/decisions/{decision.id}"
+        if repeated:
+            response.headers["Idempotency-Replayed"] = "true"
+        mine = [m for m in await at_desk.migrations() if m.decision == decision.id]
+        return ServiceMigration(decision=decision, migrations=tuple(mine))
+
+    @app.post(
+        f"{PREFIX}/migration-forecasts",
+        tags=["migrations"],
+        dependencies=bearer,
+        responses=responses(401, 404, 409, 422, 503),
+    )
+    async def forecast(request: MoveRequest | ServiceMoveRequest) -> Consideration:
+        """A dry run: the container is measured, each method is forecast, the loop says what it would answer.
+
+        Nothing is changed or recorded. It needs the token because measuring takes some of the node's time.
+        """
+        return await (await desk()).consider(request.wish())
 
     @app.get(
         f"{PREFIX}/events",
@@ -307,6 +360,11 @@ def create_app(
         return EntryProof.of(await (await control_provider()).audit_inclusion(seq))
 
     return app
+
+
+def _wish_key(what: str, idempotency_key: str | None) -> str:
+    """Keys of different routes are different keys; without one, each request is a wish of its own."""
+    return f"{what}:{uuid.uuid4() if idempotency_key is None else idempotency_key}"
 
 
 def _event_id(what: str, body: object, idempotency_key: str | None) -> str:

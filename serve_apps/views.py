@@ -13,9 +13,9 @@ from pydantic import Field, Strict
 
 from natwork_ray.audit.log import AuditEntry
 from natwork_ray.audit.proofs import ConsistencyProof, InclusionProof
-from natwork_ray.control.api import ControlApi
-from natwork_ray.domain.actions import ActionOutcome, Migrate
-from natwork_ray.domain.decisions import Decision, DecisionStatus, Mode
+from natwork_ray.control.desk import Migration, MoveWish, ServiceWish
+from natwork_ray.domain.decisions import Decision, Mode
+from natwork_ray.domain.phases import MigrationMethod
 from natwork_ray.domain.quota import QuotaAccount
 from natwork_ray.domain.topology import Container, Link, Node
 from natwork_ray.domain.values import value
@@ -69,17 +69,6 @@ class DecisionPage:
 
     items: tuple[Decision, ...]
     next: str | None
-
-
-@value
-class Migration:
-    """A live migration: what was instructed, by which decision, and what came of it (None while that is not known)."""
-
-    decision: str
-    at_s: float
-    status: DecisionStatus
-    instruction: Migrate
-    outcome: ActionOutcome | None
 
 
 @value
@@ -156,6 +145,53 @@ class CurrentMode:
     at_s: float
 
 
+Weight = Annotated[
+    float | None,
+    Field(ge=0, le=1, description="Share of total time against downtime in the choice of a method; null: configured."),
+]
+NodeName = Annotated[str, Field(min_length=1, max_length=253, examples=["core-1"])]
+Note = Annotated[str, Field(max_length=2000, description="Why; recorded.")]
+
+
+@value
+class MoveRequest:
+    """A person's wish to have one container moved. `method` null leaves the choice to the source's LiMi agent."""
+
+    container: Annotated[str, Field(min_length=1, max_length=253, examples=["video-analytics"])]
+    target: NodeName
+    by: Person
+    method: MigrationMethod | None = None
+    weight: Weight = None
+    note: Note = ""
+
+    def wish(self) -> MoveWish:
+        """As the desk takes it."""
+        return MoveWish(**vars(self))
+
+
+@value
+class ServiceMoveRequest:
+    """A person's wish to have a whole network service moved. `target` null spreads it over the roomiest nodes."""
+
+    service: Annotated[str, Field(min_length=1, max_length=253, examples=["traffic"])]
+    target: NodeName | None
+    by: Person
+    weight: Weight = None
+    note: Note = ""
+
+    def wish(self) -> ServiceWish:
+        """As the desk takes it."""
+        return ServiceWish(**vars(self))
+
+
+@value
+class ServiceMigration:
+    """What a service's order led to: the decision, and one migration for each container."""
+
+    decision: Decision
+    migrations: tuple[Migration, ...]
+
+
 IdempotencyKey = Annotated[
     str | None,
     Header(
@@ -167,17 +203,6 @@ IdempotencyKey = Annotated[
         "present state, with `Idempotency-Replayed: true`.",
     ),
 ]
-
-
-async def migrations_of(control: ControlApi) -> list[Migration]:
-    """Every live migration that a decision holds, oldest first."""
-    outcomes = {o.key: o for o in await control.outcomes()}
-    return [
-        Migration(decision=d.id, at_s=d.at_s, status=d.status, instruction=i, outcome=outcomes.get(i.key))
-        for d in await control.decisions()
-        for i in d.instructions
-        if isinstance(i, Migrate)
-    ]
 
 
 def items_after(items: Sequence[T], names: Sequence[str], after: str | None, what: str) -> Sequence[T]:

@@ -65,8 +65,8 @@ class Doors:
         """
         return self._ask("GET", path, params=query)
 
-    def change(self, method: str, path: str, body: dict[str, Any]) -> Any:
-        """A change, with the token. Errors as `get`."""
+    def change(self, method: str, path: str, body: dict[str, Any], *, key: str | None = None) -> Any:
+        """A change, with the token, and with an idempotency key where it must not happen twice. Errors as `get`."""
         try:
             with self._token_file.open("r", encoding="ascii") as file:
                 token = file.read(_MAX_TOKEN_BYTES).strip()
@@ -74,7 +74,8 @@ class Doors:
             raise PreconditionError(
                 f"cannot read the token {self._token_file}: {error}", hint="only the user who started the system can"
             ) from error
-        return self._ask(method, path, json=body, headers={"Authorization": f"Bearer {token}"})
+        headers = {"Authorization": f"Bearer {token}"} | ({"Idempotency-Key": key} if key else {})
+        return self._ask(method, path, json=body, headers=headers)
 
     def _ask(self, method: str, path: str, **request: Any) -> Any:
         try:

@@ -87,7 +87,7 @@ async def run_in_process(
     """Build the world that the configuration names and turn the loop to the end of its run, undisturbed."""
     world = build_world(config)
     facts = world.facts()
-    hour = await world.telemetry.window(end_s=facts.begins_s, length=round(facts.begins_s / facts.step_s))
+    hour = await world.telemetry.window(end_s=facts.begins_s, length=facts.commissioning_samples)
     journal = SqliteJournal.open(state_dir, origin="natwork-ray/control")
     try:
         control = DirectControl(journal, predict_move)

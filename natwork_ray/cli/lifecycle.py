@@ -1,19 +1,14 @@
-"""`natwork up`, `status`, `down`, `doctor`: the system as something that runs."""
+"""`natwork up`, `status`, `down`: the system as something that runs."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import importlib.metadata
 import math
 import os
-import platform
-import shutil
 import socket
 import sqlite3
-import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,13 +17,14 @@ import typer
 from natwork_ray.adapters.journal_files import take_lock
 from natwork_ray.adapters.key_files import PRIVATE, PUBLIC
 from natwork_ray.adapters.sqlite_journal import DATABASE, LOCK
-from natwork_ray.backends import load_detector
 from natwork_ray.cli.demo import check_startable, write_effective
 from natwork_ray.cli.doors import Doors
 from natwork_ray.cli.output import Format, FormatOption, JsonOption, chosen, printable, talk, write_json, write_rows
+from natwork_ray.cli.replayed import replayed_loop
 from natwork_ray.cli.settings import named, settle
 from natwork_ray.config import Config
 from natwork_ray.domain.decisions import Mode
+from natwork_ray.domain.values import Backend
 from natwork_ray.errors import (
     ConflictError,
     ExitCode,
@@ -46,6 +42,8 @@ natwork up                      (observe only, emulated world, ten times as fast
 natwork up --mode approve
 
 natwork --set emulation.speed=60 up --hours 4
+
+sudo natwork --set backend=testbed up      (the real testbed of this machine: `natwork testbed up` first)
 """
 
 _UP_HOURS = 24.0
@@ -65,10 +63,10 @@ def up(
 
     if cluster.running(state_dir) is not None:
         raise ConflictError(f"the system of {state_dir} runs already", hint="`natwork status` shows it")
-    _require_free_port(config)
+    require_free_port(config)
     check_startable(config)
     state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-    aside = set_aside(state_dir)
+    aside = None if _goes_on(config) else set_aside(state_dir)
     if aside is not None:
         talk.print(f"A new world begins; the journal of the one before is in {aside}", soft_wrap=True)
     write_effective(config)
@@ -110,6 +108,14 @@ def up(
             "-- python scripts/run_loop.py --help",
             soft_wrap=True,
         )
+
+
+def _goes_on(config: Config) -> bool:
+    """Whether the journal that is there is of the real world to be watched again: its quota goes on counting."""
+    if config.backend != "testbed" or not (config.state_dir / DATABASE).exists():
+        return False
+    loop = replayed_loop(config.state_dir)
+    return loop.started and loop.status().backend is Backend.REAL
 
 
 def set_aside(state_dir: Path) -> Path | None:
@@ -213,16 +219,12 @@ def down(as_json: JsonOption = False) -> None:
         talk.print("ended" if ended else "nothing was running")
 
 
-def doctor(output: FormatOption = Format.TABLE, as_json: JsonOption = False) -> None:
-    """What this machine has, what is missing, and how to get it. Exit 3 when something needed is missing."""
-    config = settle()
-    rows = [_examined(check, config) for check in _CHECKS]
-    write_rows(rows, ("check", "state", "found", "hint"), chosen(output, as_json), title="checks")
-    if any(row["state"] == "missing" for row in rows):
-        raise typer.Exit(ExitCode.PRECONDITION)
+def require_free_port(config: Config) -> None:
+    """The address of the HTTP doors can be bound.
 
-
-def _require_free_port(config: Config) -> None:
+    Raises:
+        PreconditionError: it cannot; somebody else has it, or it is not this machine's.
+    """
     with socket.socket() as probe:
         # As the server itself will: a port in TIME_WAIT is free.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -232,82 +234,3 @@ def _require_free_port(config: Config) -> None:
             raise PreconditionError(
                 f"{config.http.host}:{config.http.port} cannot be used: {error}", hint="--set http.port=ANOTHER"
             ) from error
-
-
-Check = tuple[str, bool, Callable[[Config], str], str]
-
-
-def _examined(check: Check, config: Config) -> dict[str, Any]:
-    name, needed, look, hint = check
-    try:
-        return {"check": name, "state": "ok", "found": look(config), "hint": ""}
-    except (OSError, ImportError, NatworkError, importlib.metadata.PackageNotFoundError) as error:
-        return {"check": name, "state": "missing" if needed else "absent", "found": str(error), "hint": hint}
-
-
-def _python(_: Config) -> str:
-    if sys.version_info < (3, 11):  # noqa: UP036 - said to whoever runs it by other means than pip
-        raise OSError(f"Python {platform.python_version()}")
-    return platform.python_version()
-
-
-def _package(name: str) -> Callable[[Config], str]:
-    return lambda _: importlib.metadata.version(name)
-
-
-def _program(name: str) -> Callable[[Config], str]:
-    def look(_: Config) -> str:
-        path = shutil.which(name)
-        if path is None:
-            raise OSError("not on the PATH")
-        return path
-
-    return look
-
-
-def _memory(_: Config) -> str:
-    import psutil
-
-    available = psutil.virtual_memory().available
-    if available < 2 * 2**30:
-        raise OSError(f"{available / 2**30:.1f} GiB available")
-    return f"{available / 2**30:.1f} GiB available, {os.cpu_count()} cores"
-
-
-def _shared_memory(_: Config) -> str:
-    free = shutil.disk_usage("/dev/shm").free  # noqa: S108 - Ray's object store lies there
-    if free < 256 * 2**20:
-        raise OSError(f"{free / 2**20:.0f} MiB free in /dev/shm")
-    return f"{free / 2**20:.0f} MiB free in /dev/shm"
-
-
-def _port(config: Config) -> str:
-    _require_free_port(config)
-    return f"{config.http.host}:{config.http.port} is free"
-
-
-def _model(config: Config) -> str:
-    card = load_detector(config).card
-    return f"{config.model or 'the shipped one'}, trained on {card.runs} {card.trained_on} runs"
-
-
-def _data(config: Config) -> str:
-    if config.data_dir is None or not config.data_dir.is_dir():
-        raise OSError("no folder of public data sets")
-    return str(config.data_dir)
-
-
-_TESTBED = "only for real live migration, which is not in this version yet (docs/d3.3.md)"
-_CHECKS: tuple[Check, ...] = (
-    ("python", True, _python, "install Python 3.11 or newer"),
-    ("ray", True, _package("ray"), "pip install -c constraints.txt -e ."),
-    ("torch", True, _package("torch"), "pip install -c constraints.txt -e ."),
-    ("memory", True, _memory, "about 2 GiB are needed"),
-    ("shared memory", False, _shared_memory, "Ray falls back to /tmp, which is slower"),
-    ("http port", False, _port, "the system may be running; else --set http.port=ANOTHER"),
-    ("profiler model", True, _model, "natwork train profiler, then --set model=FILE"),
-    ("plots", False, _package("plotly"), "pip install -c constraints.txt -e '.[plots]' for the HTML report"),
-    ("public data", False, _data, "docs/data.md says where it is published; then set NATWORK_DATA_DIR"),
-    ("runc", False, _program("runc"), _TESTBED),
-    ("criu", False, _program("criu"), _TESTBED),
-)

@@ -8,15 +8,12 @@ from urllib.parse import quote
 
 import typer
 
-from natwork_ray.adapters.sqlite_journal import SqliteJournal
 from natwork_ray.cli.doors import Doors
 from natwork_ray.cli.output import Format, FormatOption, JsonOption, chosen, talk, write_json, write_rows
+from natwork_ray.cli.replayed import replayed_loop
 from natwork_ray.cli.settings import settle
-from natwork_ray.control.loop import ControlLoop
-from natwork_ray.control.moving import predict_move
-from natwork_ray.control.service import StoredEvent
 from natwork_ray.domain.decisions import DecisionStatus, Mode
-from natwork_ray.domain.values import decode, plain
+from natwork_ray.domain.values import plain
 from natwork_ray.errors import UsageError
 
 APPROVE_EXAMPLES = """Examples:
@@ -38,18 +35,9 @@ def decisions(
     as_json: JsonOption = False,
 ) -> None:
     """What was decided and why, read from the journal: while the loop runs, and afterwards."""
-    config = settle()
-    loop = ControlLoop(predict_move)
-    journal = SqliteJournal.open_read_only(config.state_dir)
-    try:
-        for _, body in journal.events():
-            stored: StoredEvent = decode(StoredEvent, body)
-            loop.handle(stored.event, decided=stored.decisions)
-    finally:
-        journal.close()
     rows = [
         plain(d)
-        for d in loop.decisions()
+        for d in replayed_loop(settle().state_dir).decisions()
         if (status is None or d.status is status) and (container is None or d.container == container)
     ]
     write_rows(rows, _COLUMNS, chosen(output, as_json), title="decisions")
@@ -66,7 +54,7 @@ def approve(
     answer = Doors(settle().state_dir).change(
         "POST",
         f"/decisions/{quote(decision, safe='')}/approval",
-        {"granted": not refuse, "by": by or _user(), "note": note},
+        {"granted": not refuse, "by": by or user_name(), "note": note},
     )
     if as_json:
         write_json(answer)
@@ -80,14 +68,19 @@ def mode(
     as_json: JsonOption = False,
 ) -> None:
     """Change how much the running loop may do by itself."""
-    answer = Doors(settle().state_dir).change("PUT", "/mode", {"mode": new.value, "by": by or _user()})
+    answer = Doors(settle().state_dir).change("PUT", "/mode", {"mode": new.value, "by": by or user_name()})
     if as_json:
         write_json(answer)
     else:
         talk.print(f"mode is {answer['mode']}")
 
 
-def _user() -> str:
+def user_name() -> str:
+    """Who gives this command.
+
+    Raises:
+        UsageError: the user has no name.
+    """
     try:
         return getpass.getuser()
     except (KeyError, OSError) as error:

@@ -75,7 +75,7 @@ def profiler(
     talk.print("Collecting labelled runs ...")
     labelled = training_data(data, seed=data_seed, runs=runs, hours=hours)
     with progress_bar(quiet=as_json) as bar:
-        model = train_profiler(labelled, settings, _shown_on(bar))
+        model = train_profiler(labelled, settings, shown_on(bar))
     with written_whole(out) as stream:
         stream.write(model)
     card = loads(model).card
@@ -114,7 +114,7 @@ def reproduce_table_2(
     with progress_bar(quiet=output is Format.JSON) as bar:
         from natwork_ray.profiling.reproduce import table_2
 
-        table = table_2(labelled, seed=seed, epochs=epochs, folds=folds, progress=_shown_on(bar))
+        table = table_2(labelled, seed=seed, epochs=epochs, folds=folds, progress=shown_on(bar))
     document = plain(table)
     if output is Format.JSON:
         write_json(document)
@@ -125,7 +125,8 @@ def reproduce_table_2(
     write_rows(rows, columns, output, title="table 2")
 
 
-def _shown_on(bar: Any) -> Callable[[int, int, str], None]:
+def shown_on(bar: Any) -> Callable[[int, int, str], None]:
+    """Progress of a training as one task of a progress bar."""
     task = bar.add_task("training", total=None)
 
     def step(done: int, total: int, what: str) -> None:

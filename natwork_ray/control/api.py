@@ -11,10 +11,11 @@ from typing import Protocol
 
 from natwork_ray.audit.log import AuditEntry
 from natwork_ray.audit.proofs import ConsistencyProof, InclusionProof
-from natwork_ray.control.events import Event
+from natwork_ray.control.events import Event, OrderEvent
 from natwork_ray.control.service import Answer
 from natwork_ray.domain.actions import ActionOutcome, Instruction
 from natwork_ray.domain.decisions import Decision
+from natwork_ray.domain.migrations import MigrationOutlook, MigrationProgress
 from natwork_ray.domain.status import LoopStatus
 
 
@@ -39,6 +40,10 @@ class ControlApi(Protocol):
 
     async def decision(self, decision_id: str) -> Decision:
         """One decision; NotFoundError when there is none of that id."""
+        ...
+
+    async def consider(self, order: OrderEvent) -> Decision:
+        """What the answer to an order would be now; nothing is stored."""
         ...
 
     async def outcomes(self) -> tuple[ActionOutcome, ...]:
@@ -71,4 +76,21 @@ class ControlApi(Protocol):
 
     async def audit_consistency(self, old_size: int) -> ConsistencyProof:
         """Proof that the log extends its first `old_size` entries, with the signed checkpoint."""
+        ...
+
+
+class LimiAgents(Protocol):
+    """What the doors may ask of the LiMi agents, who know what the journal does not."""
+
+    async def outlook(self, container: str, *, source: str, target: str, weight: float | None) -> MigrationOutlook:
+        """Measure a container on its node and say how each method would go; `weight` None: the configured one.
+
+        Raises:
+            PreconditionError: real migration is not possible on these machines; the message says why.
+            TimedOutError: the agent does not answer.
+        """
+        ...
+
+    async def progress(self, key: str, *, source: str) -> MigrationProgress | None:
+        """How far a migration has come; None when the agent of its source has none of that key under way."""
         ...

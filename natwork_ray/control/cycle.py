@@ -7,21 +7,21 @@ service, and events carry ids made from time and key, so that a turn repeated af
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
 
-from natwork_ray.control.events import Event, OutcomeReported, TopologyObserved, VerdictsReached
-from natwork_ray.control.service import Answer
-from natwork_ray.domain.actions import NODE_LOCAL, ActionOutcome, Instruction
+from natwork_ray.control.courier import Control as Control
+from natwork_ray.control.courier import Courier
+from natwork_ray.control.courier import Hands as Hands
+from natwork_ray.control.events import Event, TopologyObserved, VerdictsReached
+from natwork_ray.domain.actions import ActionOutcome
 from natwork_ray.domain.anomaly import AnomalyKind, AnomalyVerdict
 from natwork_ray.domain.decisions import Decision
 from natwork_ray.domain.telemetry import METRICS, TelemetryWindow
 from natwork_ray.domain.topology import Topology
-from natwork_ray.errors import NotFoundError
 from natwork_ray.ports import Orchestrator, TelemetrySource
 
 # Kinds for which knowing the senders can change the decision.
@@ -41,26 +41,6 @@ class Judge(Protocol):
 
     async def judge(self, window: TelemetryWindow) -> Judgement:
         """Verdicts for the newest sample of every container of the window."""
-        ...
-
-
-class Control(Protocol):
-    """The control service, wherever it runs."""
-
-    async def submit(self, events: Sequence[Event]) -> tuple[Answer, ...]:
-        """Handle events durably."""
-        ...
-
-    async def outbox(self) -> tuple[Instruction, ...]:
-        """Instructions whose outcome is not known yet."""
-        ...
-
-
-class Hands(Protocol):
-    """Whoever carries instructions out: a node's LiMi agent, or the orchestrator's executor."""
-
-    async def execute(self, instruction: Instruction) -> ActionOutcome:
-        """Carry out, idempotently by key."""
         ...
 
 
@@ -94,13 +74,17 @@ class LoopCycle:
         self._judge = judge
         self._control = control
         self._orchestrator = orchestrator
-        self._node_hands = node_hands
-        self._cluster_hands = cluster_hands
+        self.courier = Courier(
+            control=control, orchestrator=orchestrator, node_hands=node_hands, cluster_hands=cluster_hands
+        )
         self._window_length = window_length
         self._told: Topology | None = None
 
-    async def turn(self, at_s: float) -> Turn:
-        """Judge the windows that end at `at_s`, decide, and carry out what was issued."""
+    async def turn(self, at_s: float, *, deliver: bool = True) -> Turn:
+        """Judge the windows that end at `at_s`, decide, and carry out what was issued.
+
+        With `deliver` false what was issued stays in the outbox, for a courier that keeps delivering.
+        """
         window = await self._telemetry.window(end_s=at_s, length=self._window_length)
         judgement = await self._judge.judge(window)
         topology = await self._orchestrator.topology()
@@ -118,13 +102,17 @@ class LoopCycle:
         step = answer.unwrap()
         self._told = topology
         # Always asked: what a crash, an agent that was away or a person's approval left there is delivered now.
-        outcomes = await self._carry_out(await self._control.outbox(), topology, at_s)
+        outcomes: tuple[ActionOutcome, ...] = ()
+        if deliver:
+            outcomes = await self.courier.carry_out(await self._control.outbox(), topology, at_s)
         return Turn(at_s, event.scanned, judgement, step.decisions, outcomes, topology)
 
     async def drain(self, at_s: float) -> tuple[ActionOutcome, ...]:
         """Carry out whatever waits in the outbox: after a restart, or after an approval."""
         pending = await self._control.outbox()
-        return await self._carry_out(pending, await self._orchestrator.topology(), at_s) if pending else ()
+        if not pending:
+            return ()
+        return await self.courier.carry_out(pending, await self._orchestrator.topology(), at_s)
 
     def _news_of(self, topology: Topology, at_s: float) -> tuple[Event, ...]:
         """Tell the loop what runs where, when that is not what it was told last.
@@ -134,42 +122,6 @@ class LoopCycle:
         if topology == self._told:
             return ()
         return (TopologyObserved(id=f"topology@{at_s:.3f}", at_s=at_s, topology=topology),)
-
-    async def _carry_out(
-        self, instructions: Sequence[Instruction], topology: Topology, at_s: float
-    ) -> tuple[ActionOutcome, ...]:
-        """Deliver instructions and report their outcomes.
-
-        An instruction that could not be delivered holds up no other: the outcomes of the others are reported first,
-        then its error is raised. It stays in the outbox and is delivered again under its key.
-        """
-        answers = await asyncio.gather(*(self._deliver(i, topology) for i in instructions), return_exceptions=True)
-        outcomes = [a for a in answers if isinstance(a, ActionOutcome)]
-        if outcomes:
-            reports = [OutcomeReported(id=f"outcome:{o.key}", at_s=at_s, outcome=o) for o in outcomes]
-            for report in await self._control.submit(reports):
-                report.unwrap()
-        for answer in answers:
-            if isinstance(answer, BaseException):
-                raise answer
-        return tuple(outcomes)
-
-    async def _deliver(self, instruction: Instruction, topology: Topology) -> ActionOutcome:
-        return await self._hands(instruction, topology).execute(instruction)
-
-    def _hands(self, instruction: Instruction, topology: Topology) -> Hands:
-        if not isinstance(instruction, NODE_LOCAL):
-            return self._cluster_hands
-        container = topology.container(instruction.container)
-        # A migration belongs to its source node, also when it is delivered again after the container has moved.
-        node = getattr(instruction, "source", None) if instruction.type == "migrate" else None
-        node = node or (container.node if container else None)
-        if node is None or node not in self._node_hands:
-            raise NotFoundError(
-                f"no LiMi agent for {instruction.container} on node {node}",
-                hint="it may still be starting; the instruction is delivered again",
-            )
-        return self._node_hands[node]
 
     async def _with_evidence(
         self, window: TelemetryWindow, verdicts: tuple[AnomalyVerdict, ...], at_s: float

@@ -14,7 +14,7 @@ from typing import Protocol
 from natwork_ray.audit.log import AuditEntry
 from natwork_ray.audit.notes import VerifierKey
 from natwork_ray.audit.proofs import ConsistencyProof, InclusionProof
-from natwork_ray.control.events import Event
+from natwork_ray.control.events import Event, OrderEvent
 from natwork_ray.control.planner import MovePredictor
 from natwork_ray.control.service import Answer, ControlService
 from natwork_ray.domain.actions import ActionOutcome, Instruction
@@ -118,6 +118,10 @@ class DirectControl:
     async def decision(self, decision_id: str) -> Decision:
         """See `ControlApi`."""
         return self._service.loop.decision(decision_id)
+
+    async def consider(self, order: OrderEvent) -> Decision:
+        """See `ControlApi`."""
+        return self._service.loop.consider(order)
 
     async def outcomes(self) -> tuple[ActionOutcome, ...]:
         """See `ControlApi`."""

@@ -12,16 +12,21 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from natwork_ray.config import AlarmConfig, SlaConfig
-from natwork_ray.domain.actions import ActionOutcome
+from natwork_ray.domain.actions import ActionOutcome, MigrationMethod
 from natwork_ray.domain.anomaly import AnomalyVerdict
 from natwork_ray.domain.decisions import Mode
+from natwork_ray.domain.migrations import ContainerForecast, MigrationForecast
 from natwork_ray.domain.topology import Topology
 from natwork_ray.domain.values import Backend, value
 
 
 @value
 class RunStarted:
-    """The loop takes charge of a world."""
+    """The loop takes charge of a world.
+
+    `token` becomes part of the ids of decisions, and so of idempotency keys. A world that outlives journals (a real
+    one: its agents remember every key that they carried out) needs another one for each journal.
+    """
 
     type: Literal["run_started"] = "run_started"
     id: str
@@ -35,6 +40,7 @@ class RunStarted:
     topology: Topology
     alarm: AlarmConfig
     sla: SlaConfig
+    token: str = ""
 
 
 @value
@@ -97,7 +103,66 @@ class ModeChanged:
     by: str
 
 
+@value
+class MigrationRequested:
+    """A person wants one container moved.
+
+    `method` None leaves the choice to the source's LiMi agent, which weighs with `weight`. `forecast` is what was
+    predicted from a measurement, for the method asked for or the best one; without it the loop predicts from the
+    container's limits. `digest` is of the request as it came, so that a repeated id with another wish can be told.
+    """
+
+    type: Literal["migration_requested"] = "migration_requested"
+    id: str
+    at_s: float
+    container: str
+    target: str
+    by: str
+    method: MigrationMethod | None = None
+    note: str = ""
+    weight: float | None = None
+    forecast: MigrationForecast | None = None
+    digest: str = ""
+
+
+@value
+class PlannedStart:
+    """When one container of a service begins to move, from the moment of the order."""
+
+    container: str
+    starts_s: float
+
+
+@value
+class ServiceMigrationRequested:
+    """A person wants every container of a network service moved: to one node, or apart (`target` None).
+
+    `starts` is the plan that lets them arrive together; whoever is not named begins at once.
+    """
+
+    type: Literal["service_migration_requested"] = "service_migration_requested"
+    id: str
+    at_s: float
+    service: str
+    target: str | None
+    by: str
+    note: str = ""
+    weight: float | None = None
+    forecasts: tuple[ContainerForecast, ...] = ()
+    starts: tuple[PlannedStart, ...] = ()
+    digest: str = ""
+
+
+OrderEvent = MigrationRequested | ServiceMigrationRequested
+
 Event = Annotated[
-    RunStarted | VerdictsReached | TopologyObserved | OutcomeReported | ApprovalAnswered | ModeChanged,
+    RunStarted
+    | VerdictsReached
+    | TopologyObserved
+    | OutcomeReported
+    | ApprovalAnswered
+    | ModeChanged
+    | MigrationRequested
+    | ServiceMigrationRequested,
     Field(discriminator="type"),
 ]

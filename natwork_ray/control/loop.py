@@ -11,7 +11,8 @@ Rules kept
 1. An event is either handled whole or refused whole: everything is checked before anything is changed.
 2. No instruction without a reservation in the quota ledger that covers its predicted 95th percentile.
 3. At most one decision per container under way, and none for the same kind during its cool-down.
-4. Mode observe issues nothing; mode approve issues nothing without a person's word.
+4. Mode observe issues nothing; mode approve issues nothing without a person's word. A person's own order to move
+   something is such a word in every mode (docs/adr/0020).
 5. Resources that were added are given back after calm.
 
     >>> step = loop.handle(VerdictsReached(id="verdicts@120", at_s=120.0, scanned=12, verdicts=(...)))  # doctest: +SKIP
@@ -21,6 +22,7 @@ Rules kept
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -32,13 +34,17 @@ from natwork_ray.control.deciding import choose, relax, watch
 from natwork_ray.control.events import (
     ApprovalAnswered,
     Event,
+    MigrationRequested,
     ModeChanged,
+    OrderEvent,
     OutcomeReported,
     RunStarted,
+    ServiceMigrationRequested,
     TopologyObserved,
     VerdictsReached,
 )
 from natwork_ray.control.fleet import Fleet
+from natwork_ray.control.orders import Ordering, decide_move, decide_service_move
 from natwork_ray.control.planner import MovePredictor, Situation
 from natwork_ray.control.quota import QuotaLedger
 from natwork_ray.domain.actions import ActionOutcome, Instruction, MeshRetry, Migrate
@@ -167,6 +173,25 @@ class ControlLoop:
             quota=quota,
         )
 
+    def consider(self, order: OrderEvent) -> Decision:
+        """What the answer to an order would be now; nothing is changed.
+
+        Raises:
+            ConflictError, NotFoundError, UsageError: as `handle`.
+        """
+        self._started()
+        ordering = Ordering(
+            fleet=self._fleet,
+            predict_move=self._predict_move,
+            left_s=lambda name: self._ledger.account(name, at_s=order.at_s).left_s,
+            hindrance=lambda name: self._hindrance(name, order.at_s),
+            mode=self._mode,
+            decision_id=self._next_id(),
+        )
+        if isinstance(order, MigrationRequested):
+            return decide_move(order, ordering)
+        return decide_service_move(order, ordering)
+
     def handle(self, event: Event, *, decided: Sequence[Decision] | None = None) -> Step:
         """Take one event in.
 
@@ -197,6 +222,9 @@ class ControlLoop:
             case ModeChanged():
                 self._started()
                 step = self._mode_changed(event)
+            case MigrationRequested() | ServiceMigrationRequested():
+                self._started()
+                step = self._ordered(event, decided)
         self._at_s = max(self._at_s, event.at_s)
         return step
 
@@ -313,17 +341,35 @@ class ControlLoop:
         if changed:
             self._remember(decision)
             self._counts[decision.status] += 1
-        name, finished_s = decision.container, max(event.at_s, outcome.finished_at_s)
+        name, finished_s = instruction.container, max(event.at_s, outcome.finished_at_s)
         self._changing_until_s[name] = max(self._changing_until_s.get(name, 0.0), finished_s)
         quiet_s = finished_s + self._settings.cooldown_s
         self._quiet_until_s[name, decision.kind] = max(self._quiet_until_s.get((name, decision.kind), 0.0), quiet_s)
         if decision.kind is not None:
-            tried = self._tried.setdefault((decision.container, decision.kind), {})
+            tried = self._tried.setdefault((name, decision.kind), {})
             tried[decision.mitigation] = event.at_s
-        account = self._ledger.account(decision.container, at_s=event.at_s)
+        account = self._ledger.account(name, at_s=event.at_s)
         body = {"decision": decision_id, "outcome": plain(outcome), "quota": plain(account)}
-        records = (_record(event.at_s, AuditKind.OUTCOME, decision.container, body),)
+        records = (_record(event.at_s, AuditKind.OUTCOME, name, body),)
         return Step((decision,) if changed else (), (), records)
+
+    def _ordered(self, event: OrderEvent, decided: Sequence[Decision] | None) -> Step:
+        decision = self.consider(event) if decided is None else decided[0]
+        self._remember(decision)
+        records = [_record(event.at_s, AuditKind.DECISION, decision.container, plain(decision))]
+        instructions: list[Instruction] = []
+        if decision.status is DecisionStatus.ISSUED:
+            instructions, more = self._issue(decision, event.at_s)
+            records += more
+        return Step((decision,), tuple(instructions), tuple(records))
+
+    def _hindrance(self, name: str, at_s: float) -> str:
+        """Why nothing may begin at the container now; empty when nothing stands in the way."""
+        until_s = self._changing_until_s.get(name, -math.inf)
+        if at_s < until_s:
+            return f"what was done before takes effect until {until_s:.0f} s"
+        claimed = any(i.container == name for _, i in self._pending.values())
+        return "an action on it is under way" if claimed else ""
 
     def _release_claims(self, at_s: float) -> None:
         for key in [k for k, finished_s in self._taking_effect.items() if finished_s <= at_s]:
@@ -428,7 +474,8 @@ class ControlLoop:
         return at_s >= self._quiet_until_s.get((name, kind), 0.0) and not waiting
 
     def _next_id(self) -> str:
-        return f"d-{len(self._decisions) + 1:06d}"
+        token = self._started().token
+        return f"d-{token}-{len(self._decisions) + 1:06d}" if token else f"d-{len(self._decisions) + 1:06d}"
 
     def _slow_callee(self, name: str, alarm: Alarm, at_s: float) -> str | None:
         """A container that this one calls, in alarm itself now, when application metrics of this one are off most.
@@ -468,14 +515,15 @@ class ControlLoop:
                 yield decision
 
     def _issue(self, decision: Decision, at_s: float) -> tuple[list[Instruction], list[AuditRecord]]:
-        """Reserve and put into the outbox. The whole predicted downtime is promised to the first instruction."""
+        """Reserve and put into the outbox. Unless it says otherwise, all downtime is promised to the first part."""
         records = []
-        for number, instruction in enumerate(decision.instructions):
-            seconds = decision.predicted_downtime_s if number == 0 else 0.0
-            self._ledger.reserve(decision.container, instruction.key, seconds, at_s=at_s)
+        rest = (0.0,) * (len(decision.instructions) - 1)
+        promised = decision.downtimes_s or (decision.predicted_downtime_s, *rest)
+        for instruction, seconds in zip(decision.instructions, promised, strict=True):
+            self._ledger.reserve(instruction.container, instruction.key, seconds, at_s=at_s)
             self._pending[instruction.key] = (decision.id, instruction)
             self._fleet.begin(instruction)
-            records.append(_record(at_s, AuditKind.INSTRUCTION, decision.container, plain(instruction)))
+            records.append(_record(at_s, AuditKind.INSTRUCTION, instruction.container, plain(instruction)))
         return list(decision.instructions), records
 
     def _lapse(self, at_s: float) -> list[Decision]:

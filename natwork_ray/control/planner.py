@@ -297,6 +297,7 @@ def _move(entry: CatalogueEntry, s: Situation, predict_move: MovePredictor, *, n
                 source=container.node,
                 target=target,
                 method=move.method,
+                chosen_by="rule",
             ),
         ),
         downtime_s=move.downtime_p95_s,

@@ -6,28 +6,24 @@ the outcome of the first, and must not act again.
 
 from __future__ import annotations
 
-from enum import StrEnum
 from typing import Annotated, Literal
 
 from pydantic import Field
 
+from natwork_ray.domain.migrations import MigrationRecord
+from natwork_ray.domain.phases import MigrationMethod as MigrationMethod
+from natwork_ray.domain.phases import Phase as Phase
 from natwork_ray.domain.values import Backend, value
-
-
-class MigrationMethod(StrEnum):
-    """The four live migration methods of D3.3 section 2.1."""
-
-    COLD = "cold"
-    PRE_COPY = "pre-copy"
-    POST_COPY = "post-copy"
-    HYBRID = "hybrid"
 
 
 @value
 class Migrate:
     """Move a running container to another node, keeping its address and its sessions.
 
-    `method` None leaves the choice to the LiMi agent of the source node, which measures the container first.
+    `method` None leaves the choice to the LiMi agent of the source node, which measures the container first and weighs
+    with `weight`: the share (0 to 1) that total time has against downtime, None for the configured one. `chosen_by`
+    says who chose a given method (operator or rule). The agent does not begin before `not_before_s` on the backend's
+    clock, so that the containers of one service can arrive together.
     """
 
     type: Literal["migrate"] = "migrate"
@@ -36,6 +32,9 @@ class Migrate:
     source: str
     target: str
     method: MigrationMethod | None = None
+    chosen_by: str = "operator"
+    weight: float | None = None
+    not_before_s: float = 0.0
 
 
 @value
@@ -107,25 +106,11 @@ NODE_LOCAL: tuple[type, ...] = (Migrate, SetLimits, Restart, BlockSource)
 
 
 @value
-class Phase:
-    """One timed phase of an action.
-
-    Phases may overlap: `starts_s` counts from the start of the action. `size_bytes` is what the phase produced or had
-    to carry, `transferred_bytes` what really crossed the link (rsync sends differences only).
-    """
-
-    name: str
-    duration_s: float
-    transferred_bytes: float = 0.0
-    starts_s: float = 0.0
-    size_bytes: float = 0.0
-
-
-@value
 class ActionOutcome:
     """What came of an instruction.
 
-    `downtime_s` is what users of the container lost; it is charged to the quota. `error` is empty when `done`.
+    `downtime_s` is what users of the container lost; it is charged to the quota. `error` is empty when `done`. `record`
+    is the whole record of a live migration, None for every other action.
     """
 
     key: str
@@ -137,3 +122,4 @@ class ActionOutcome:
     detail: str
     error: str = ""
     phases: tuple[Phase, ...] = ()
+    record: MigrationRecord | None = None

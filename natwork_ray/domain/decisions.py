@@ -30,6 +30,7 @@ class MitigationKind(StrEnum):
     MESH_RETRY = "mesh_retry"
     TOPOLOGY_MOVE = "topology_move"
     MTD_MOVE = "mtd_move"
+    OPERATOR_MOVE = "operator_move"  # a person said so
     BLOCK_SOURCE = "block_source"
     NOTIFY = "notify"
     RELAX = "relax"  # give resources back once it is calm
@@ -61,13 +62,25 @@ class Alternative:
 
 
 @value
+class Order:
+    """A person's wish that led to a decision. `digest` tells a repeated wish from another one under the same id."""
+
+    id: str
+    by: str
+    note: str = ""
+    digest: str = ""
+
+
+@value
 class Decision:
     """One decision of the loop, complete enough to be audited by itself.
 
     `verdict` and `kind` are None for a decision that no alarm caused (resources given back after calm). `kind` is what
     was acted upon: the majority of the votes, which may differ from the class of the newest verdict.
     `predicted_downtime_s` is the 95th percentile; that much is reserved in the quota ledger.
-    `instructions` are what was, or would be, carried out.
+    `instructions` are what was, or would be, carried out. `order` is set where a person asked for it; then `container`
+    may name a network service, whose containers the instructions name, and `downtimes_s` are the 95th percentiles of
+    the instructions one by one (empty: the first has all of it).
     """
 
     id: str
@@ -82,3 +95,5 @@ class Decision:
     instructions: tuple[Instruction, ...]
     rejected: tuple[Alternative, ...]
     kind: AnomalyKind | None = None
+    order: Order | None = None
+    downtimes_s: tuple[float, ...] = ()

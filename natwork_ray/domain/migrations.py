@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 
-from natwork_ray.domain.actions import MigrationMethod, Phase
+from natwork_ray.domain.phases import MigrationMethod, Phase
 from natwork_ray.domain.values import Backend, value
 
 
@@ -122,3 +122,72 @@ class MigrationRecord:
     chosen_by: str = "operator"  # operator, model, rule
     error: str = ""
     hint: str = ""
+
+
+@value
+class MethodReason:
+    """Why a method is not possible, or not chosen."""
+
+    method: MigrationMethod
+    reason: str
+
+
+@value
+class MigrationOutlook:
+    """How moving one container to one node would go, before anything is done (a dry run).
+
+    Attributes:
+        load: what was measured of the container and of the path; None where only estimates are to be had.
+        forecasts: one for each method that is possible there.
+        chosen: the method that `auto` would take now; None when none is possible.
+        chosen_by: model or rule.
+        reason: why that one.
+        impossible: methods that the two nodes cannot do, with the remedy.
+        weight: share of total time against downtime that the choice was made with.
+    """
+
+    container: str
+    source: str
+    target: str
+    backend: Backend
+    weight: float
+    load: ContainerLoad | None
+    forecasts: tuple[MigrationForecast, ...]
+    chosen: MigrationMethod | None
+    chosen_by: str
+    reason: str
+    impossible: tuple[MethodReason, ...] = ()
+
+    def forecast(self, method: MigrationMethod | None = None) -> MigrationForecast | None:
+        """The forecast of a method (None: of the chosen one), if there is one."""
+        wanted = method or self.chosen
+        return next((f for f in self.forecasts if f.method is wanted), None)
+
+
+@value
+class MigrationProgress:
+    """A migration while it runs. `under_way` names the steps that are being done now, `phases` those that are over.
+
+    `phases_in_all` is how many there will be, as far as that is known, for a progress bar. `past_return` says that the
+    point of no return of post-copy or hybrid lies behind it.
+    """
+
+    key: str
+    container: str
+    source: str
+    target: str
+    method: MigrationMethod
+    elapsed_s: float
+    under_way: tuple[str, ...]
+    phases: tuple[Phase, ...] = ()
+    phases_in_all: int = 0
+    past_return: bool = False
+
+
+@value
+class ContainerForecast:
+    """A forecast and whom it is about."""
+
+    container: str
+    target: str
+    forecast: MigrationForecast

@@ -27,14 +27,18 @@ from natwork_ray.domain.actions import (
     Scale,
     SetLimits,
 )
+from natwork_ray.domain.migrations import ContainerLoad, MigrationRecord, MigrationState
 from natwork_ray.domain.topology import Container, Link, Node, Topology
 from natwork_ray.domain.values import Backend
 from natwork_ray.emulation.injections import parse_source
+from natwork_ray.emulation.migration_nodes import OBSERVE_S
+from natwork_ray.emulation.moves import Moves, downtime_from_s, main_phases, settled_at_s, truth_of
 from natwork_ray.emulation.physics import Setting
 from natwork_ray.emulation.scenarios import Scenario
 from natwork_ray.emulation.services import ServiceProfile
 from natwork_ray.errors import ActionError, ConflictError, InputError, NotFoundError
-from natwork_ray.limi.durations import MigrationInputs, best_method, draw
+from natwork_ray.limi.choosing import ByEquations, MethodChooser
+from natwork_ray.limi.phase_times import DEFAULT_PARAMETERS
 
 # Seconds: median and the most that is drawn (lognormal, sigma 0.25). CubeMig measured 1.8 s until a pod is ready.
 RESTART_S = (2.4, 5.0)
@@ -90,8 +94,17 @@ class Move:
 class Operations:
     """Placement, limits, rules, and everything under way."""
 
-    def __init__(self, scenario: Scenario, *, seed: int) -> None:
+    def __init__(
+        self,
+        scenario: Scenario,
+        *,
+        seed: int,
+        chooser: MethodChooser | None = None,
+        weight: float = DEFAULT_PARAMETERS.total_weight,
+        observe_s: float = OBSERVE_S,
+    ) -> None:
         self._seed = seed
+        self._played = Moves(seed=seed, chooser=chooser or ByEquations(), weight=weight, observe_s=observe_s)
         self._slices = scenario.topology.slices
         self._links: tuple[Link, ...] = scenario.topology.links
         self.nodes: list[Node] = list(scenario.topology.nodes)
@@ -145,6 +158,10 @@ class Operations:
                 memory = max(memory, i.memory_limit_bytes or 0.0)
         return replicas, cores, memory
 
+    def migrations(self, now_s: float) -> tuple[MigrationRecord, ...]:
+        """Records of all migrations so far, those under way as far as they have got."""
+        return self._played.records(now_s)
+
     # Carrying out.
 
     def apply(self, instruction: Instruction, *, now_s: float, rss_bytes: float) -> ActionOutcome:
@@ -156,11 +173,7 @@ class Operations:
                     f"key {instruction.key} was used for another instruction", hint="a new instruction needs a new key"
                 )
             return known[1]
-        container = self.containers.get(instruction.container)
-        if container is None:
-            raise NotFoundError(
-                f"there is no container {instruction.container!r}", hint="the topology lists those that exist"
-            )
+        container = self._known(instruction.container)
         # A spare node boots for everybody, whoever asked for it.
         if any(
             p.instruction.container == container.name and not isinstance(p.instruction, AddNode) for p in self.pending
@@ -171,7 +184,7 @@ class Operations:
         rng = np.random.default_rng([self._seed, zlib.crc32(instruction.key.encode())])
         match instruction:
             case Migrate():
-                outcome = self._migrate(instruction, container, now_s, rss_bytes, rng)
+                outcome = self._migrate(instruction, container, now_s, rss_bytes)
             case Scale():
                 outcome = self._scale(instruction, container, now_s, rng)
             case SetLimits():
@@ -198,45 +211,53 @@ class Operations:
             backend=Backend.EMULATED, detail=detail, phases=(Phase(name=phase, duration_s=lasts_s),),
         )  # fmt: skip
 
-    def _migrate(
-        self, i: Migrate, c: Container, now_s: float, rss_bytes: float, rng: np.random.Generator
-    ) -> ActionOutcome:
+    def _migrate(self, i: Migrate, c: Container, now_s: float, rss_bytes: float) -> ActionOutcome:
+        """See `natwork_ray.emulation.moves`: what other migrations have still to send slows this one, not them."""
         if i.source != c.node:
             raise ActionError(f"{c.name} runs on {c.node}, not on {i.source}", hint="read the topology again")
-        if i.target == c.node:
-            raise ActionError(f"{c.name} runs on {c.node} already", hint="name another node as target")
-        if all(n.name != i.target for n in self.nodes):
-            raise NotFoundError(
-                f"there is no node {i.target!r} in service", hint="add_node brings a spare one into service"
-            )
-        link = self.topology().link(i.source, i.target)
-        if link is None:
-            raise ActionError(f"no link between {i.source} and {i.target}", hint="choose a target with a direct link")
+        link = self._way(c, i.target)
         cores, memory = c.replicas * c.cpu_limit_cores, c.replicas * c.memory_limit_bytes
         self._need(i.target, cores, memory, f"move {c.name}")
-        profile = self._profiles[c.name]
-        dump = rss_bytes * c.replicas
-        inputs = MigrationInputs(
-            dump_bytes=dump,
-            dirty_bytes_per_s=profile.dirty_share_per_s * dump,
-            working_set_bytes=profile.working_set_share * dump,
-            bandwidth_bytes_per_s=link.bandwidth_bytes_per_s,
-            volume_delta_bytes=profile.volume_delta_bytes,
-        )
-        method = i.method or best_method(inputs).method
-        took = draw(method, inputs, rng)
-        down_s = now_s + took.downtime_starts_s
-        up_s, end_s = down_s + took.downtime_s, now_s + took.total_s
+        profile = truth_of(c, self._profiles[c.name], rss_bytes=rss_bytes)
+        record = self._played.play(i, c, profile, link, now_s=now_s)
+        if record.state is not MigrationState.MIGRATED:
+            raise ActionError(record.error, hint=record.hint or "try again, or choose another target")
+        down_s = downtime_from_s(record)
+        up_s, end_s = down_s + record.downtime_s, record.started_at_s + record.total_s
         self.windows.append(Window(c.name, down_s, up_s))
         if end_s > up_s:
             self.windows.append(Window(c.name, up_s, end_s, degraded=True))
-        self.moves.append(Move(c.name, i.source, i.target, end_s))
+        self.moves.append(Move(c.name, i.source, i.target, settled_at_s(record)))
         self.pending.append(Change(up_s, i))
         return ActionOutcome(
-            key=i.key, done=True, started_at_s=now_s, finished_at_s=end_s, downtime_s=took.downtime_s,
-            backend=Backend.EMULATED, phases=took.phases,
-            detail=f"{c.name}: {i.source} -> {i.target} by {method} in {took.total_s:.1f} s",
+            key=i.key, done=True, started_at_s=record.started_at_s, finished_at_s=end_s, downtime_s=record.downtime_s,
+            backend=Backend.EMULATED, phases=main_phases(record), record=record,
+            detail=f"{c.name}: {i.source} -> {i.target} by {record.method} in {record.total_s:.1f} s",
         )  # fmt: skip
+
+    def measure(self, container: str, target: str, *, now_s: float, rss_bytes: float) -> ContainerLoad:
+        """See `Testbed.measure`."""
+        c = self._known(container)
+        profile = truth_of(c, self._profiles[c.name], rss_bytes=rss_bytes)
+        return self._played.measure(c, profile, self._way(c, target), target, now_s=now_s)
+
+    def _way(self, c: Container, target: str) -> Link:
+        if target == c.node:
+            raise ActionError(f"{c.name} runs on {c.node} already", hint="name another node as target")
+        if all(n.name != target for n in self.nodes):
+            raise NotFoundError(
+                f"there is no node {target!r} in service", hint="add_node brings a spare one into service"
+            )
+        link = self.topology().link(c.node, target)
+        if link is None:
+            raise ActionError(f"no link between {c.node} and {target}", hint="choose a target with a direct link")
+        return link
+
+    def _known(self, name: str) -> Container:
+        container = self.containers.get(name)
+        if container is None:
+            raise NotFoundError(f"there is no container {name!r}", hint="the topology lists those that exist")
+        return container
 
     def _scale(self, i: Scale, c: Container, now_s: float, rng: np.random.Generator) -> ActionOutcome:
         if not 1 <= i.replicas <= _MOST_REPLICAS:

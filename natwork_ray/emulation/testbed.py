@@ -24,16 +24,20 @@ from numpy.typing import NDArray
 
 from natwork_ray.domain.actions import ActionOutcome, Instruction
 from natwork_ray.domain.labelled import LabelledEvent
+from natwork_ray.domain.migrations import ContainerLoad, MigrationRecord
 from natwork_ray.domain.telemetry import N_METRICS, FlowShare, Metric, NodeUsage, TelemetryWindow
 from natwork_ray.domain.topology import Node, Topology
 from natwork_ray.domain.values import encode
 from natwork_ray.emulation.injections import Injection
+from natwork_ray.emulation.migration_nodes import OBSERVE_S
 from natwork_ray.emulation.operations import Operations, Window
 from natwork_ray.emulation.physics import Physics, Sample
 from natwork_ray.emulation.scenarios import Scenario
 from natwork_ray.emulation.sources import NormalSources
 from natwork_ray.emulation.trouble import Trouble
 from natwork_ray.errors import InputError, NotFoundError, UsageError
+from natwork_ray.limi.choosing import MethodChooser
+from natwork_ray.limi.phase_times import DEFAULT_PARAMETERS
 
 OOM_RESTART_S = 3.0  # assumed: the kernel kills, the runtime starts again
 _ROUTED_RTT_S = 0.02  # between nodes without a direct link
@@ -53,7 +57,13 @@ class Testbed:
         seed: int,
         schedule: Sequence[Injection] | None = None,
         step_s: float = 10.0,
+        chooser: MethodChooser | None = None,
+        weight: float = DEFAULT_PARAMETERS.total_weight,
+        observe_s: float = OBSERVE_S,
     ) -> None:
+        """`chooser` and `weight` decide on the method of a migration that names none (default: the equations), after
+        the container was measured for `observe_s`.
+        """
         if not (math.isfinite(step_s) and step_s > 0):
             raise UsageError(f"testbed step_s = {step_s}", hint="seconds, above zero")
         self.scenario, self.seed, self.step_s = scenario, seed, step_s
@@ -61,7 +71,7 @@ class Testbed:
         self._index = {name: i for i, name in enumerate(self.names)}
         services = tuple(c.service for c in scenario.topology.containers)
         self._services = services
-        self._operations = Operations(scenario, seed=seed)
+        self._operations = Operations(scenario, seed=seed, chooser=chooser, weight=weight, observe_s=observe_s)
         self._trouble = Trouble(self.names, scenario.profiles)
         physics_seed, sources_seed = np.random.SeedSequence(seed).spawn(2)
         nodes = (*scenario.topology.nodes, *scenario.spare_nodes)
@@ -232,9 +242,25 @@ class Testbed:
         k = self._index.get(instruction.container)
         return self._operations.apply(instruction, now_s=self.now_s, rss_bytes=self._rss(k) if k is not None else 0.0)
 
+    def measure(self, container: str, target: str) -> ContainerLoad:
+        """What an agent would measure before it moved the container to `target` now; nothing changes.
+
+        Raises:
+            NotFoundError: unknown container, or a target that is not in service.
+            ActionError: it runs there already, or there is no link.
+        """
+        k = self._index.get(container)
+        return self._operations.measure(
+            container, target, now_s=self.now_s, rss_bytes=self._rss(k) if k is not None else 0.0
+        )
+
     def effects(self, key: str) -> int:
         """How often the instruction of that key had an effect on the world: 0 or 1."""
         return self._operations.effects(key)
+
+    def migrations(self) -> tuple[MigrationRecord, ...]:
+        """Records of all live migrations so far, oldest first; one under way is `running`, as far as it has got."""
+        return self._operations.migrations(self.now_s)
 
     def digest(self) -> str:
         """SHA-256 (hex) over clock, placement, limits, rules, everything under way, truth and all samples so far."""

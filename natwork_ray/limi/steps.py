@@ -1,4 +1,4 @@
-"""Vocabulary of the migration state machine (`natwork_ray.limi.machine`): the steps it asks for, the events it is told.
+"""Vocabulary of the migration state machine (`natwork_ray.limi.machine`): events in, steps and instructions out.
 
 A step is done by one side: the LiMi client on the source node, or the LiMi server on the target node (D3.3, Figure
 1). Steps are values, so that they cross Ray as they are; `number` counts them within a migration and makes delivery
@@ -14,7 +14,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from natwork_ray.domain.actions import MigrationMethod
-from natwork_ray.domain.migrations import ContainerLoad, MigrationForecast
+from natwork_ray.domain.migrations import ContainerLoad, MigrationForecast, MigrationRecord
 from natwork_ray.domain.runtime import ContainerSpec, PageServer
 from natwork_ray.domain.values import Backend, value
 
@@ -53,8 +53,9 @@ class Verb(StrEnum):
     SETTLE_TARGET = "settle target"  # images and daemons only
     # rolling back
     WITHDRAW = "withdraw"  # target: end whatever is there for ever, unless it had been restored: answers which
-    FORCE_WITHDRAW = "force withdraw"  # target, past the point of no return: end it even if it was restored
+    FORCE_WITHDRAW = "force withdraw"  # target, past the point of no return: end it, unless all pages have arrived
     REVIVE = "revive"  # source: run again, address included
+    CLEAN_SOURCE = "clean source"  # images, daemons and tunnels only: the container runs here
 
 
 SIDE_OF: dict[Verb, Side] = {
@@ -65,13 +66,16 @@ SIDE_OF: dict[Verb, Side] = {
     Verb.PAGE_TUNNEL: Side.SOURCE, Verb.RESTORE: Side.TARGET, Verb.ADDRESS_MOVE: Side.TARGET,
     Verb.PAGES_FETCHED: Side.TARGET, Verb.PAGES_SERVED: Side.SOURCE, Verb.SETTLE_SOURCE: Side.SOURCE,
     Verb.SETTLE_TARGET: Side.TARGET, Verb.WITHDRAW: Side.TARGET, Verb.FORCE_WITHDRAW: Side.TARGET,
-    Verb.REVIVE: Side.SOURCE,
+    Verb.REVIVE: Side.SOURCE, Verb.CLEAN_SOURCE: Side.SOURCE,
 }  # fmt: skip
 
 
 @value
 class Step:
-    """One thing to do, on one side. Fields that a verb does not need keep their defaults."""
+    """One thing to do, on one side. Fields that a verb does not need keep their defaults.
+
+    A step that is asked again keeps its `number` and has a higher `attempt`.
+    """
 
     key: str
     number: int
@@ -94,6 +98,10 @@ class Step:
         return SIDE_OF[self.verb]
 
 
+WITHDRAWN = "withdrawn"  # noted durably: a later restore of that key is refused for ever, and nothing is left of it
+RESTORED = "restored"  # noted durably before: the container runs on the target (force withdraw: with all its memory)
+
+
 @value
 class StepReport:
     """What a side answers to a step that it has done."""
@@ -105,7 +113,7 @@ class StepReport:
     port: int = 0
     page_server: PageServer | None = None
     spec: ContainerSpec | None = None
-    decided: str = ""  # withdraw: withdrawn | restored; revive: one of Revival
+    decided: str = ""  # withdraw, force withdraw: WITHDRAWN | RESTORED; revive: one of Revival
     detail: str = ""
 
 
@@ -128,17 +136,18 @@ class MigrationStarted:
 
 
 @value
-class StepBegan:
-    """A step was handed to its side. Journalled before the side hears of it."""
+class WaitOver:
+    """The back-off of a `Wait` has passed. If its step is still wanted, the answer is its `Perform`."""
 
-    type: Literal["step_began"] = "step_began"
+    type: Literal["wait_over"] = "wait_over"
     at_s: float
     number: int
+    attempt: int = 1
 
 
 @value
 class StepDone:
-    """A side has done a step."""
+    """A side has done a step; it does not matter at which attempt."""
 
     type: Literal["step_done"] = "step_done"
     at_s: float
@@ -148,23 +157,25 @@ class StepDone:
 
 @value
 class StepFailed:
-    """A side says that a step failed and had no effect, or that its effect is undone."""
+    """A side says that a step failed and had no effect, or that its effect is undone. `attempt`: of which attempt."""
 
     type: Literal["step_failed"] = "step_failed"
     at_s: float
     number: int
     error: str
     hint: str = ""
+    attempt: int = 1
 
 
 @value
 class StepLost:
-    """Nobody knows what became of a step: time-out, dead agent, cut link."""
+    """Nobody knows what became of an attempt at a step: time-out, dead agent, cut link."""
 
     type: Literal["step_lost"] = "step_lost"
     at_s: float
     number: int
     error: str
+    attempt: int = 1
 
 
 @value
@@ -177,7 +188,7 @@ class CoordinatorRecovered:
 
 @value
 class Cancelled:
-    """A person or the loop wants it stopped; heeded until the point of no return."""
+    """A person or the loop wants it stopped; heeded until the restore is handed out."""
 
     type: Literal["cancelled"] = "cancelled"
     at_s: float
@@ -185,6 +196,41 @@ class Cancelled:
 
 
 MigrationEvent = Annotated[
-    MigrationStarted | StepBegan | StepDone | StepFailed | StepLost | CoordinatorRecovered | Cancelled,
+    MigrationStarted | WaitOver | StepDone | StepFailed | StepLost | CoordinatorRecovered | Cancelled,
     Field(discriminator="type"),
 ]
+
+
+@value
+class Perform:
+    """Hand the step to its side. With `durable`, only once every event so far is in the journal, or not at all:
+    then the step has failed.
+    """
+
+    step: Step
+    durable: bool = False
+
+
+@value
+class Wait:
+    """Say `WaitOver` in `seconds`; the step will then be asked for, at the attempt that it names."""
+
+    step: Step
+    seconds: float
+
+
+@value
+class Abandon:
+    """Nobody waits for this step any longer. Its side ends it when it is told to revive or to withdraw."""
+
+    number: int
+
+
+@value
+class Finish:
+    """The last instruction: file the record."""
+
+    record: MigrationRecord
+
+
+Instruction = Perform | Wait | Abandon | Finish

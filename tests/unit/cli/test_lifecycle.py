@@ -1,4 +1,4 @@
-"""`status`, `down`, `doctor`, and `up` as far as it goes without Ray."""
+"""`status`, `down`, and `up` as far as it goes without Ray."""
 
 from __future__ import annotations
 
@@ -142,51 +142,6 @@ def test_down(natwork: Any, tmp_path: Path) -> None:
     assert (ended.code, ended.out) == (0, "")
     assert "nothing was running" in ended.err
     assert json.loads(natwork("--set", f"state_dir={tmp_path}", "down", "--json").out) == {"ended": False}
-
-
-def test_doctor_finds_what_is_here(natwork: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lifecycle.shutil, "which", lambda name: f"/opt/{name}" if name == "runc" else None)
-    ended = natwork("--set", f"http.port={_free_port()}", "--set", f"data_dir={tmp_path}", "doctor", "--json")
-    assert ended.err == ""
-    checks = {row["check"]: row for row in json.loads(ended.out)["checks"]}
-    assert {name for name, row in checks.items() if row["state"] == "ok"} >= {
-        "python", "ray", "torch", "profiler model", "http port", "public data", "runc",
-    }  # fmt: skip
-    assert checks["criu"]["state"] == "absent"
-    assert all(row["hint"] for row in checks.values() if row["state"] != "ok")
-    assert ended.code == (0 if checks["memory"]["state"] == "ok" else ExitCode.PRECONDITION)
-    table = natwork("doctor").out
-    assert all(name in table for name in checks)
-
-
-def test_doctor_ends_with_3_when_something_needed_is_missing(natwork: Any, tmp_path: Path) -> None:
-    bad = tmp_path / "model.safetensors"
-    bad.write_bytes(b"\xff" * 100)
-    for model in (bad, tmp_path, tmp_path / "absent"):
-        ended = natwork("--set", f"model={model}", "doctor", "-o", "csv")
-        assert ended.code == ExitCode.PRECONDITION
-        rows = {row["check"]: row for row in csv.DictReader(io.StringIO(ended.out))}
-        assert rows["profiler model"]["state"] == "missing"
-
-
-def test_doctor_on_a_poor_machine(natwork: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    import psutil
-
-    class Memory:
-        available = 2**20
-
-    class Disk:
-        free = 2**20
-
-    monkeypatch.setattr(psutil, "virtual_memory", Memory)
-    monkeypatch.setattr(lifecycle.shutil, "disk_usage", lambda _: Disk())
-    monkeypatch.setattr(lifecycle.sys, "version_info", (3, 10))
-    with _taken_port() as port:
-        ended = natwork("--set", f"http.port={port}", "doctor", "--json")
-    states = {row["check"]: row["state"] for row in json.loads(ended.out)["checks"]}
-    assert ended.code == ExitCode.PRECONDITION
-    assert (states["python"], states["memory"], states["shared memory"]) == ("missing", "missing", "absent")
-    assert (states["http port"], states["public data"]) == ("absent", "absent")
 
 
 @contextlib.contextmanager

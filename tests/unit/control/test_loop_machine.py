@@ -18,15 +18,17 @@ from natwork_ray.config import AlarmConfig, SlaConfig
 from natwork_ray.control.events import (
     ApprovalAnswered,
     Event,
+    MigrationRequested,
     ModeChanged,
     OutcomeReported,
     RunStarted,
+    ServiceMigrationRequested,
     TopologyObserved,
     VerdictsReached,
 )
 from natwork_ray.control.loop import ControlLoop, Step
 from natwork_ray.control.planner import MovePrediction, MovePredictor
-from natwork_ray.domain.actions import ActionOutcome, MigrationMethod
+from natwork_ray.domain.actions import ActionOutcome, Migrate, MigrationMethod, Scale, SetLimits
 from natwork_ray.domain.anomaly import AnomalyKind, AnomalyVerdict, Driver
 from natwork_ray.domain.decisions import Decision, DecisionStatus, Mode
 from natwork_ray.domain.telemetry import FlowShare, Metric
@@ -98,6 +100,30 @@ VERDICTS: st.SearchStrategy[Any] = st.fixed_dictionaries(
 )
 
 
+WEIGHTS = st.sampled_from([None, 0.0, 0.3, 2.0])
+
+
+def promised(decision: Decision, key: str) -> float:
+    """What was reserved for one instruction of a decision."""
+    number = int(key.rpartition("/")[2])
+    return (decision.downtimes_s or (decision.predicted_downtime_s, *(0.0,) * number))[number]
+
+
+def fits(loop: ControlLoop) -> None:
+    """No order promises more of a node than it has; what the random world overcommits by itself is not counted."""
+    fleet = loop._fleet
+    for node in fleet.nodes():
+        arriving = [
+            c
+            for _, i in loop._pending.values()
+            if isinstance(i, Migrate) and i.target == node.name and (c := fleet.topology.container(i.container))
+        ]
+        there = [c for c in fleet.topology.containers if c.node == node.name]
+        alone = sum(c.replicas * c.cpu_limit_cores for c in there) <= node.cpu_cores
+        if alone and arriving and not any(isinstance(i, Scale | SetLimits) for _, i in loop._pending.values()):
+            assert fleet.free_cores(node.name) >= -1e-9
+
+
 class LoopMachine(RuleBasedStateMachine):
     @initialize(topology=topologies(), mode=st.sampled_from(list(Mode)), cooldown_s=st.sampled_from([0.0, 60.0]))
     def start(self, topology: Topology, mode: Mode, cooldown_s: float) -> None:
@@ -143,7 +169,7 @@ class LoopMachine(RuleBasedStateMachine):
             assert self.shown(self.loop) == before
             return None
         self.journal.append((event, step.decisions))
-        if step.instructions:
+        if step.instructions and not isinstance(event, MigrationRequested | ServiceMigrationRequested):
             assert mode is not Mode.OBSERVE
             if mode is Mode.APPROVE:
                 assert isinstance(event, ApprovalAnswered)
@@ -189,8 +215,8 @@ class LoopMachine(RuleBasedStateMachine):
     def outcome(self, data: st.DataObject, done: bool, downtime_s: float) -> None:
         instruction = data.draw(st.sampled_from(self.loop.outbox()))
         decision = self._decision_of(instruction.key)
-        if downtime_s > (decision.predicted_downtime_s if instruction.key.endswith("/0") else 0.0):
-            self.overrun.add(decision.container)
+        if downtime_s > promised(decision, instruction.key):
+            self.overrun.add(instruction.container)
         step = self._report(instruction.key, done, downtime_s)
         assert (step is not None) == (downtime_s >= 0)
         assert self._report(instruction.key, done, 0.0) is None or downtime_s != downtime_s or downtime_s < 0
@@ -225,6 +251,37 @@ class LoopMachine(RuleBasedStateMachine):
         elif not granted:
             assert step is not None
 
+    @rule(name=st.sampled_from((*NAMES, "ghost")), node=st.sampled_from((*NODES, "nowhere")), weight=WEIGHTS)
+    def a_person_orders(self, name: str, node: str, weight: float | None) -> None:
+        topology = self.loop.status().topology
+        known = topology.container(name) is not None and topology.node(node) is not None
+        order = MigrationRequested(
+            id=self.next_id(), at_s=self.at_s, container=name, target=node, by="kim", weight=weight
+        )
+        self._answered(order, known and weight != 2.0)
+
+    @rule(service=st.sampled_from(["core", "ghost"]), node=st.sampled_from([None, *NODES]), weight=WEIGHTS)
+    def a_person_orders_a_service(self, service: str, node: str | None, weight: float | None) -> None:
+        topology = self.loop.status().topology
+        known = service == "core" and (node is None or topology.node(node) is not None)
+        order = ServiceMigrationRequested(
+            id=self.next_id(), at_s=self.at_s, service=service, target=node, by="kim", weight=weight
+        )
+        self._answered(order, known and weight != 2.0)
+
+    def _answered(self, order: MigrationRequested | ServiceMigrationRequested, sensible: bool) -> None:
+        under_way = {i.container for _, i in self.loop._pending.values()}
+        step = self.feed(order)
+        assert (step is not None) == sensible
+        if step is not None:
+            (decision,) = step.decisions
+            assert decision.order is not None
+            assert decision.status in (DecisionStatus.ISSUED, DecisionStatus.REFUSED)
+            moved = [i.container for i in step.instructions]
+            assert not under_way.intersection(moved)
+            assert len(set(moved)) == len(moved)
+            fits(self.loop)
+
     @rule()
     def approval_of_nothing(self) -> None:
         answer = ApprovalAnswered(id=self.next_id(), at_s=self.at_s, decision="d-999999", granted=True, by="kim")
@@ -254,8 +311,7 @@ class LoopMachine(RuleBasedStateMachine):
 
     @invariant()
     def at_most_one_decision_under_way_per_container(self) -> None:
-        under_way = {self._decision_of(i.key).id for i in self.loop.outbox()}
-        busy = Counter(self.loop.decision(d).container for d in under_way)
+        busy = Counter(c for c, _ in {(i.container, self._decision_of(i.key).id) for i in self.loop.outbox()})
         assert all(n == 1 for n in busy.values())
 
     @invariant()
@@ -266,8 +322,7 @@ class LoopMachine(RuleBasedStateMachine):
                 assert account.reserved_s + account.spent_s <= account.budget_s * (1 + 1e-9)
         for instruction in self.loop.outbox():
             held = self.loop._ledger._reservations[instruction.key]
-            expected = self._decision_of(instruction.key).predicted_downtime_s
-            assert held.seconds == (expected if instruction.key.endswith("/0") else 0.0)
+            assert held.seconds == promised(self._decision_of(instruction.key), instruction.key)
         assert len(self.loop._ledger._reservations) == len(self.loop.outbox())
 
     @invariant()

@@ -9,9 +9,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from natwork_ray.control.moving import predict_move
+from natwork_ray.control.moving import LearntMoves, predict_move, typical_load
 from natwork_ray.domain.actions import MigrationMethod
 from natwork_ray.limi.durations import best_method, predict_p95, typical_inputs
+from natwork_ray.limi.selection import MethodSelector
+from natwork_ray.limi.selector_file import read_selector
 
 MIB = 2.0**20
 
@@ -47,3 +49,45 @@ def test_a_faster_link_is_no_slower(world: Any) -> None:
     )
     assert fast.total_s < slow.total_s
     assert fast.downtime_p95_s == pytest.approx(min(fast.downtime_p95_s, slow.downtime_p95_s))
+
+
+def test_learnt_moves_are_those_of_the_selector(world: Any, selector: MethodSelector) -> None:
+    container = world.container("c")
+    predict = LearntMoves(selector, weight=0.2)
+    for size in (20, 80, 300):
+        load = typical_load(container, rss_bytes=size * MIB, bandwidth_bytes_per_s=1.2e8)
+        learnt = predict(container, rss_bytes=size * MIB, bandwidth_bytes_per_s=1.2e8)
+        assert learnt.method in MigrationMethod
+        assert 0 < learnt.downtime_p95_s < 10
+        equations = predict_move(container, rss_bytes=size * MIB, bandwidth_bytes_per_s=1.2e8)
+        # Trained on the laboratory, whose laws the equations share: near each other, and not the same.
+        assert learnt.total_s == pytest.approx(equations.total_s, rel=0.5)
+        assert learnt != equations
+        assert load.memory_bytes == size * MIB * container.replicas
+
+
+def test_the_weight_decides_what_a_learnt_move_is_for(world: Any, selector: MethodSelector) -> None:
+    quick, gentle = (
+        LearntMoves(selector, weight=w)(world.container("c"), rss_bytes=300 * MIB, bandwidth_bytes_per_s=1.2e8)
+        for w in (1.0, 0.0)
+    )
+    assert quick.total_s < gentle.total_s
+    assert quick.downtime_p95_s > gentle.downtime_p95_s
+
+
+def test_beyond_what_was_seen_the_equations_answer(world: Any, selector: MethodSelector) -> None:
+    far = {"rss_bytes": 64 * 1024 * MIB, "bandwidth_bytes_per_s": 1.2e8}
+    assert LearntMoves(selector)(world.container("c"), **far) == predict_move(world.container("c"), **far)
+
+
+def test_a_limit_that_was_never_seen_is_no_reason_to_do_without(world: Any, selector: MethodSelector) -> None:
+    usual, huge = world.container("c"), replace(world.container("c"), cpu_limit_cores=64.0)
+    near = {"rss_bytes": 100 * MIB, "bandwidth_bytes_per_s": 1.2e8}
+    found = LearntMoves(selector)(huge, **near)
+    assert found != predict_move(huge, **near)
+    assert found.total_s == pytest.approx(LearntMoves(selector)(usual, **near).total_s, rel=0.5)
+
+
+@pytest.fixture(scope="module")
+def selector() -> MethodSelector:
+    return read_selector()[0]

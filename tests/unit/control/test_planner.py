@@ -210,7 +210,14 @@ def test_blocking_needs_a_source_that_stands_out(world: Any, kind: AnomalyKind) 
 def test_latency_moves_next_to_the_callee(world: Any) -> None:
     decision = choose(situation(world, K.NETWORK_LATENCY), Mode.ACT, world.predict)
     assert decision.instructions == (
-        Migrate(key="d-000001/0", container="front", source="edge", target="core", method=MigrationMethod.PRE_COPY),
+        Migrate(
+            key="d-000001/0",
+            container="front",
+            source="edge",
+            target="core",
+            method=MigrationMethod.PRE_COPY,
+            chosen_by="rule",
+        ),
     )
     assert decision.mitigation is M.TOPOLOGY_MOVE
     assert decision.predicted_downtime_s == pytest.approx(0.5 + 512 * MIB / 1e8 / 1000)

@@ -21,6 +21,7 @@ from natwork_ray.domain.actions import (
 from natwork_ray.domain.telemetry import METRICS, Metric
 from natwork_ray.domain.values import Backend
 from natwork_ray.emulation.injections import ATTACKS, Injection
+from natwork_ray.emulation.moves import truth_of
 from natwork_ray.emulation.scenarios import smart_city
 from natwork_ray.emulation.testbed import Testbed
 from natwork_ray.errors import ActionError, ConflictError, NatworkError, NotFoundError
@@ -220,21 +221,26 @@ def test_both_nodes_hold_a_migrating_container(method: MigrationMethod) -> None:
 
 def test_migration_downtime_respects_the_prediction_for_its_inputs() -> None:
     within = []
-    profile = CITY.profiles["auth"]
+    container = CITY.topology.container("auth")
+    assert container is not None
+    truth = truth_of(container, CITY.profiles["auth"], rss_bytes=CITY.profiles["auth"].rss_bytes)
+    predicted = predict_p95(
+        MigrationMethod.PRE_COPY,
+        MigrationInputs(
+            dump_bytes=truth.memory_bytes,
+            dirty_bytes_per_s=truth.dirty_bytes_per_s,
+            working_set_bytes=truth.working_set_bytes,
+            bandwidth_bytes_per_s=125e6,
+            volume_delta_bytes=truth.volume_delta_bytes,
+            volume_bytes=truth.volume_bytes,
+            volume_write_bytes_per_s=truth.volume_write_bytes_per_s,
+            rtt_s=0.012,
+            cpu_cores=truth.cpu_cores,
+            cpu_limit_cores=truth.cpu_limit_cores,
+        ),
+    )
     for seed in range(150):
-        testbed = Testbed(CITY, seed=seed)
-        outcome = testbed.apply(ACTIONS["move"])
-        dump = profile.rss_bytes * 2
-        predicted = predict_p95(
-            MigrationMethod.PRE_COPY,
-            MigrationInputs(
-                dump_bytes=dump,
-                dirty_bytes_per_s=profile.dirty_share_per_s * dump,
-                working_set_bytes=profile.working_set_share * dump,
-                bandwidth_bytes_per_s=125e6,
-                volume_delta_bytes=profile.volume_delta_bytes,
-            ),
-        )
+        outcome = Testbed(CITY, seed=seed).apply(ACTIONS["move"])
         within.append(outcome.downtime_s <= predicted.downtime_s)
     assert 0.90 <= np.mean(within) <= 0.99
 

@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from natwork_ray.domain.actions import MigrationMethod
+from natwork_ray.domain.phases import MigrationMethod
 from natwork_ray.errors import UsageError
 from natwork_ray.limi.durations import (
+    DEFAULT_PARAMETERS,
     MIB,
     MigrationInputs,
     best_method,
-    draw,
-    hard_bound,
     predict,
     predict_p95,
+    shared_ends_s,
     typical_inputs,
 )
+from natwork_ray.limi.fluid import Job, Stage, simulate
+from natwork_ray.limi.load_classes import FEASIBLE_CLASSES, draw_load
 
 GIGABIT = 125e6
 inputs = st.builds(
@@ -49,33 +53,94 @@ def case(mib: float, *, dirty: float, working_set: float) -> MigrationInputs:
 
 
 @given(inputs, st.sampled_from(MigrationMethod))
-def test_phases_add_up(given_inputs: MigrationInputs, method: MigrationMethod) -> None:
+def test_phases_lie_in_the_total(given_inputs: MigrationInputs, method: MigrationMethod) -> None:
     took = predict(method, given_inputs)
-    assert math.isclose(sum(p.duration_s for p in took.phases), took.total_s, rel_tol=1e-9)
-    assert all(p.duration_s >= 0 and p.transferred_bytes >= 0 for p in took.phases)
+    assert math.isclose(max(p.starts_s + p.duration_s for p in took.phases), took.total_s, rel_tol=1e-9)
+    assert all(p.starts_s >= 0 and p.duration_s >= 0 and p.transferred_bytes >= 0 for p in took.phases)
     assert 0 < took.downtime_s <= took.total_s
     assert took.downtime_starts_s >= 0
     # Before, during and after the downtime make up the whole.
     assert math.isclose(took.downtime_starts_s + took.downtime_s + took.degraded_s, took.total_s, rel_tol=1e-9)
+    assert (took.degraded_s > 0) <= (method in (MigrationMethod.POST_COPY, MigrationMethod.HYBRID))
 
 
-@given(inputs, st.sampled_from(MigrationMethod), st.integers(0, 2**32 - 1))
-def test_hard_bound_is_never_exceeded(given_inputs: MigrationInputs, method: MigrationMethod, seed: int) -> None:
-    took, bound = draw(method, given_inputs, np.random.default_rng(seed)), hard_bound(method, given_inputs)
-    assert took.downtime_s <= bound.downtime_s * (1 + 1e-12)
-    assert took.total_s <= bound.total_s * (1 + 1e-12)
+@given(inputs, st.sampled_from(MigrationMethod))
+def test_the_slow_case_is_slower_but_bounded(given_inputs: MigrationInputs, method: MigrationMethod) -> None:
+    usual, slow = predict(method, given_inputs), predict_p95(method, given_inputs)
+    most = math.exp(1.6449 * 2 * DEFAULT_PARAMETERS.noise_sigma)
+    assert usual.total_s < slow.total_s <= most * usual.total_s
+    assert usual.downtime_s < slow.downtime_s <= most * usual.downtime_s
 
 
-@pytest.mark.parametrize("method", MigrationMethod)
-def test_p95_holds_about_95_times_of_100(method: MigrationMethod) -> None:
-    migration, rng = case(300, dirty=10, working_set=120), np.random.default_rng(11)
-    predicted = predict_p95(method, migration)
-    drawn = [draw(method, migration, rng) for _ in range(4000)]
-    for held in (
-        np.mean([d.downtime_s <= predicted.downtime_s for d in drawn]),
-        np.mean([d.total_s <= predicted.total_s for d in drawn]),
+@given(
+    st.tuples(st.floats(0, 10), st.floats(0.1, 1e3)),
+    st.tuples(st.floats(0, 10), st.floats(0.1, 1e3)),
+    st.floats(1, 100),
+    st.floats(0.5, 1),
+)
+def test_two_flows_share_a_link_as_in_the_planners_simulation(
+    first: tuple[float, float], second: tuple[float, float], capacity: float, share: float
+) -> None:
+    ceiling = share * capacity
+    jobs = [
+        Job(start, (Stage(transfer_bytes=size, links=("link",), rate_bytes_per_s=ceiling),))
+        for start, size in (first, second)
+    ]
+    expected = [of[-1] for of in simulate(jobs, {"link": capacity})]
+    assert shared_ends_s([first, second], ceiling=ceiling, capacity=capacity) == pytest.approx(expected, rel=1e-6)
+
+
+def test_rounds_end_when_the_residual_stops_shrinking() -> None:
+    def rounds(of: MigrationInputs, method: MigrationMethod = MigrationMethod.PRE_COPY) -> int:
+        return sum(p.name == "pre-dump" for p in predict(method, of).phases)
+
+    assert rounds(case(500, dirty=0.01, working_set=100)) == 2  # the second round had next to nothing to carry
+    assert rounds(case(500, dirty=40, working_set=400)) == 5
+    assert rounds(case(500, dirty=400, working_set=490)) == 2  # all of it was dirtied again
+    assert rounds(case(500, dirty=40, working_set=400), MigrationMethod.HYBRID) == 1
+
+
+def test_a_small_cpu_share_and_a_long_way_cost_time() -> None:
+    usual = case(100, dirty=1, working_set=20)
+    for slower in (
+        replace(usual, rtt_s=0.05),
+        replace(usual, volume_bytes=4000 * MIB, volume_delta_bytes=1.0),
+        replace(usual, volume_bytes=400 * MIB, volume_delta_bytes=200 * MIB),
     ):
-        assert 0.94 <= held <= 0.96
+        for method in (MigrationMethod.COLD, MigrationMethod.POST_COPY):
+            assert predict(method, slower).downtime_s > predict(method, usual).downtime_s
+    # Only pages that are written or read back while nobody is served cost more under a limit.
+    limited = replace(usual, cpu_limit_cores=0.25)
+    assert predict(MigrationMethod.COLD, limited).downtime_s > predict(MigrationMethod.COLD, usual).downtime_s
+    assert predict(MigrationMethod.HYBRID, limited).downtime_s == predict(MigrationMethod.HYBRID, usual).downtime_s
+    assert predict(MigrationMethod.HYBRID, limited).total_s > predict(MigrationMethod.HYBRID, usual).total_s
+    # A volume that is written to fast leaves more to send while nobody is served.
+    quiet = replace(usual, volume_bytes=400 * MIB, volume_delta_bytes=100 * MIB)
+    busy = replace(quiet, volume_write_bytes_per_s=100 * MIB)
+    for method in (MigrationMethod.PRE_COPY, MigrationMethod.HYBRID):
+        assert predict(method, busy).downtime_s > predict(method, quiet).downtime_s
+
+
+def test_inputs_of_a_measured_load() -> None:
+    load = draw_load(FEASIBLE_CLASSES[20], np.random.default_rng(1))
+    found = MigrationInputs.of(load)
+    assert (found.dump_bytes, found.rtt_s, found.volume_bytes) == (load.memory_bytes, load.rtt_s, load.volume_bytes)
+    with pytest.raises(UsageError, match="bandwidth"):
+        MigrationInputs.of(replace(load, bandwidth_bytes_per_s=0.0))
+
+
+@pytest.mark.parametrize(("weight", "winners"), [(0.0, 3), (0.2, 4), (0.5, 3)])
+def test_no_method_wins_every_load_class(weight: float, winners: int) -> None:
+    # docs/live-migration-model.md has the table. Loss as the choosers weigh it: total time against downtime.
+    rng = np.random.default_rng(0)
+    won: Counter[MigrationMethod] = Counter()
+    for load_class in FEASIBLE_CLASSES:
+        for _ in range(10):
+            asked = MigrationInputs.of(draw_load(load_class, rng))
+            predicted = [predict(method, asked) for method in MigrationMethod]
+            won[min(predicted, key=lambda d: weight * d.total_s + (1 - weight) * d.downtime_s).method] += 1
+    assert len(won) >= winners
+    assert max(won.values()) <= 0.6 * won.total()
 
 
 def test_cold_migration_agrees_with_the_published_dumps() -> None:
@@ -89,7 +154,7 @@ def test_cold_migration_agrees_with_the_published_dumps() -> None:
 
 def test_each_method_wins_somewhere() -> None:
     assert best_method(case(2, dirty=1, working_set=1)).method is MigrationMethod.COLD
-    assert best_method(case(100, dirty=0.5, working_set=30)).method is MigrationMethod.PRE_COPY
+    assert best_method(case(50, dirty=0.5, working_set=15)).method is MigrationMethod.PRE_COPY
     assert best_method(case(500, dirty=10, working_set=200)).method is MigrationMethod.HYBRID
     assert best_method(case(500, dirty=400, working_set=490)).method is MigrationMethod.POST_COPY
 
@@ -104,11 +169,14 @@ def test_pre_copy_loses_when_all_of_the_working_set_is_dirtied_again() -> None:
 
 
 def test_volume_delta_travels_beside_the_dump() -> None:
-    small = predict(MigrationMethod.COLD, case(100, dirty=0, working_set=0))
-    values = {**vars(case(100, dirty=0, working_set=0)), "volume_delta_bytes": 50 * MIB}
-    hidden = predict(MigrationMethod.COLD, MigrationInputs(**values))
-    dominant = predict(MigrationMethod.COLD, MigrationInputs(**{**values, "volume_delta_bytes": 500 * MIB}))
-    assert hidden.total_s == small.total_s < dominant.total_s
+    bare = case(100, dirty=0, working_set=0)
+    alone = predict(MigrationMethod.COLD, bare)
+    # What is sent while the dump is being written costs nothing; more of it shares the link with the dump.
+    assert predict(MigrationMethod.COLD, replace(bare, volume_delta_bytes=10 * MIB)).total_s == alone.total_s
+    shared = predict(MigrationMethod.COLD, replace(bare, volume_delta_bytes=50 * MIB))
+    assert alone.total_s < shared.total_s < alone.total_s + 50 * MIB / GIGABIT
+    volume, dump = (next(p for p in shared.phases if p.name == name) for name in ("volume transfer", "dump transfer"))
+    assert volume.starts_s < dump.starts_s < volume.starts_s + volume.duration_s
 
 
 def test_typical_inputs_count_every_replica() -> None:

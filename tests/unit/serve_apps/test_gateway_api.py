@@ -297,7 +297,7 @@ def unsafe_routes(app: FastAPI) -> list[tuple[str, str]]:
 
 def test_every_route_that_changes_something_needs_the_token(gateway: Any, control: Any, token: str) -> None:
     routes = unsafe_routes(gateway.app)
-    assert len(routes) == 2, "walks the routes that exist"
+    assert len(routes) == 5, "walks the routes that exist"
     before = control.journal.entry_count()
     for method, path in [*routes, ("DELETE", "/nowhere"), ("PATCH", f"{V1}/state")]:
         for headers in (

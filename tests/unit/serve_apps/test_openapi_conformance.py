@@ -15,6 +15,10 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
+from natwork_ray.limi.selector_file import read_selector
+from serve_apps.migration_api import PREFIX, Served
+from serve_apps.migration_api import create_app as create_migration_models
+
 HOST = "testserver"  # what the ASGI client calls itself
 CHECKS = [
     schemathesis.checks.not_a_server_error,
@@ -50,13 +54,23 @@ def conform(app: FastAPI, document: str, headers: dict[str, str]) -> int:
 
 def test_gateway_conforms(control: Any, make_gateway: Callable[..., FastAPI], token: str) -> None:
     app = make_gateway(control, hosts=[HOST])
-    assert conform(app, "/api/v1/openapi.json", {"Authorization": f"Bearer {token}"}) == 20
+    assert conform(app, "/api/v1/openapi.json", {"Authorization": f"Bearer {token}"}) == 23
 
 
 def test_gateway_conforms_without_a_token(control: Any, make_gateway: Callable[..., FastAPI]) -> None:
     before = control.journal.entry_count()
     conform(make_gateway(control, hosts=[HOST]), "/api/v1/openapi.json", {})
     assert control.journal.entry_count() == before
+
+
+def test_migration_models_conform() -> None:
+    served = Served(*read_selector())
+
+    async def provide() -> Served:
+        return served
+
+    app = create_migration_models(provide, max_body_bytes=65_536, allowed_hosts=(HOST,))
+    assert conform(app, f"{PREFIX}/openapi.json", {}) == 3
 
 
 def test_anomaly_conforms(served: Any, make_anomaly: Callable[..., FastAPI]) -> None:

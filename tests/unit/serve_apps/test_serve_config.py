@@ -32,7 +32,11 @@ def test_a_stream_ends_before_serve_cuts_it(config: Any) -> None:
 
 def test_prefixes_and_names_are_those_of_the_routes(config: Any) -> None:
     found = {a["name"]: a["route_prefix"] for a in config["applications"]}
-    assert found == {"gateway": "/", "anomaly": "/api/v1/anomaly"}
+    assert found == {
+        "gateway": "/",
+        "anomaly": "/api/v1/anomaly",
+        "migration-models": "/api/v1/migration-models",
+    }
 
 
 def test_a_build_that_fails_says_why(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,123 @@
+"""One rsync that is under way: what it says per file, how it ends.
+
+rsync tells by line what crossed the link for each file (`--out-format`), as soon as the file has left. That, and not
+its end, is when a transfer is over: its parts look for each other's end every 20 ms only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+from collections.abc import Mapping, Sequence
+
+from natwork_ray.errors import ActionError, InputError
+
+FORMAT = ("--out-format=%b:%i", "--outbuf=L", "--no-human-readable")
+# Bytes of the file and all that belongs to it, then rsync's itemised change: direction and kind first.
+_LINE = re.compile(r"(\d{1,19}):([<>ch.*])(.{1,10})")
+_MAX_ERROR = 65_536
+# By rsync's manual, section EXIT VALUES.
+_REASONS = {
+    10: "socket error",
+    11: "file error",
+    12: "the connection broke",
+    20: "it was interrupted",
+    23: "some files could not be sent",
+    24: "files vanished while they were sent",
+    30: "time-out",
+    255: "ssh failed",
+}
+
+
+class RsyncProcess:
+    """A running rsync. `finish` is awaited or `kill` is called: nothing is left behind.
+
+    Attributes:
+        sent_bytes: what has crossed the link towards the target so far.
+        files: how many files have left so far.
+    """
+
+    def __init__(self, process: asyncio.subprocess.Process, target: str) -> None:
+        self._process = process
+        self._target = target
+        self.sent_bytes = 0
+        self.files = 0
+        self._left = asyncio.Event()
+        self._wanted_files = 0
+        self._task = asyncio.create_task(self._follow())
+
+    @classmethod
+    async def start(cls, argv: Sequence[str], *, env: Mapping[str, str], target: str) -> RsyncProcess:
+        """Start it; `argv` contains FORMAT."""
+        pipe = asyncio.subprocess.PIPE
+        process = await asyncio.create_subprocess_exec(
+            *argv, stdin=asyncio.subprocess.DEVNULL, stdout=pipe, stderr=pipe, env=dict(env)
+        )
+        return cls(process, target)
+
+    @property
+    def ending(self) -> asyncio.Task[None]:
+        """Done when rsync has ended; raises what `finish` raises."""
+        return self._task
+
+    async def finish(self) -> None:
+        """Wait for its end.
+
+        Raises:
+            ActionError: it failed; the message holds its own first words.
+            InputError: it said something that rsync does not say.
+        """
+        try:
+            await asyncio.shield(self._task)
+        except asyncio.CancelledError:
+            await self.kill()
+            raise
+
+    async def sent(self, files: int) -> None:
+        """Wait until so many files have left, or it has ended."""
+        self._wanted_files = files
+        if self.files < files and not self._task.done():
+            self._left.clear()
+            waiting = asyncio.create_task(self._left.wait())
+            try:
+                await asyncio.wait([waiting, self._task], return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                waiting.cancel()
+
+    async def kill(self) -> None:
+        """End it now."""
+        if self._process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                self._process.kill()
+        with contextlib.suppress(ActionError, InputError):
+            await self._task
+
+    async def _follow(self) -> None:
+        errors = asyncio.create_task(_read_bounded(self._process.stderr))
+        problem: InputError | None = None
+        while self._process.stdout is not None and (line := await self._process.stdout.readline()):
+            match = _LINE.fullmatch(line.decode("utf-8", errors="replace").rstrip("\n"))
+            if match is None:
+                problem = problem or InputError(f"rsync says {line[:80]!r}", hint="rsync 3.2 or newer is needed")
+                continue
+            self.sent_bytes += int(match[1])
+            self.files += match[2] in "<>" and match[3].startswith("f")
+            if self.files >= self._wanted_files:
+                self._left.set()
+        words = await errors
+        status = await self._process.wait()
+        if status != 0:
+            reason = _REASONS.get(status, f"exit status {status}")
+            said = words.splitlines()[0] if words else "no word of why"
+            raise ActionError(f"rsync to {self._target}: {reason}: {said}", hint="natwork testbed status")
+        if problem is not None:
+            raise problem
+
+
+async def _read_bounded(stream: asyncio.StreamReader | None) -> str:
+    """The beginning of what is said; the rest is read and dropped, so that nobody waits for a full pipe."""
+    kept = b""
+    while stream is not None and (data := await stream.read(_MAX_ERROR)):
+        kept = (kept + data)[:_MAX_ERROR]
+    return kept.decode("utf-8", errors="replace").strip()

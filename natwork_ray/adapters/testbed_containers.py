@@ -1,0 +1,138 @@
+"""Containers of a real testbed: the workload started on a node, and what runs where.
+
+A container gets an address of the testbed's network that no other has, and a MAC that belongs to it wherever it goes;
+both are in the specification that lies in its bundle. The container is on the bridge only once it runs.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import random
+import re
+
+from natwork_ray.adapters.l2_bridge import L2Bridge
+from natwork_ray.adapters.runc_criu import RuncCriu
+from natwork_ray.adapters.testbed import new_mac
+from natwork_ray.adapters.testbed_network import FIRST_CONTAINER
+from natwork_ray.adapters.testbed_requirements import Toolchain
+from natwork_ray.adapters.testbed_state import TestbedRecord
+from natwork_ray.adapters.testbed_traces import delete_tree
+from natwork_ray.adapters.testbed_world import specs_of
+from natwork_ray.adapters.workload import Load, make_rootfs, workload_spec
+from natwork_ray.domain.runtime import ContainerSpec, ContainerState
+from natwork_ray.domain.values import value
+from natwork_ray.errors import ConflictError, NotFoundError, RefusedError, UsageError
+
+# It is part of namespaces' and folders' names.
+_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,30}")
+
+
+@value
+class Placed:
+    """A container and where it is; `pid` is 0 unless it runs or stands frozen."""
+
+    spec: ContainerSpec
+    node: str
+    state: ContainerState
+    pid: int
+
+
+def free_address(record: TestbedRecord) -> str:
+    """The first address, with prefix length, that no container of the testbed has.
+
+    Raises:
+        RefusedError: all are taken.
+    """
+    network = ipaddress.IPv4Network(record.network)
+    taken = {ipaddress.IPv4Interface(spec.address).ip for node in record.nodes for spec in specs_of(node)}
+    for number in range(FIRST_CONTAINER, network.num_addresses - 1):
+        if network[number] not in taken:
+            return f"{network[number]}/{network.prefixlen}"
+    raise RefusedError(f"all addresses of {record.network} are taken", hint="remove a container")
+
+
+def new_spec(
+    record: TestbedRecord,
+    name: str,
+    load: Load,
+    *,
+    rng: random.Random,
+    cpu_limit_cores: float = 0.0,
+    memory_limit_bytes: float = 0.0,
+) -> ContainerSpec:
+    """A specification with an address of its own. Nothing is made.
+
+    Raises:
+        UsageError: the name cannot be one.
+        ConflictError: a container of that name is there.
+    """
+    if not _NAME.fullmatch(name):
+        raise UsageError(f"{name!r} cannot name a container", hint="a to z, 0 to 9 and dashes, at most 31")
+    for node in record.nodes:
+        if any(spec.name == name for spec in specs_of(node)):
+            raise ConflictError(f"there is a container {name} on {node.name}", hint="natwork testbed containers")
+    return workload_spec(
+        name,
+        address=free_address(record),
+        mac=new_mac(rng),
+        load=load,
+        cpu_limit_cores=cpu_limit_cores,
+        memory_limit_bytes=memory_limit_bytes,
+    )
+
+
+async def start(
+    record: TestbedRecord,
+    node: str,
+    spec: ContainerSpec,
+    *,
+    tools: Toolchain,
+    rng: random.Random,
+    volume_bytes: int = 0,
+) -> Placed:
+    """Make a workload's root file system on a node and run it there. What fails is taken away again.
+
+    Raises:
+        NotFoundError: there is no such node.
+        ActionError: it did not start.
+    """
+    layout = record.node(node)
+    runtime, bridge = RuncCriu(layout, tools), L2Bridge(layout, tools)
+    try:
+        make_rootfs(layout.rootfs(spec.name), volume_bytes=volume_bytes, rng=rng)
+        await bridge.prepare(spec, key="start")
+        await runtime.create_and_start(spec)
+        await bridge.attach(spec.name)
+        status = await runtime.status(spec.name)
+    except BaseException:
+        await runtime.destroy(spec.name, key="start")
+        await bridge.remove(spec.name)
+        delete_tree(layout.bundle(spec.name))
+        raise
+    finally:
+        await bridge.shut()
+    return Placed(spec=spec, node=node, state=status.state, pid=status.pid)
+
+
+async def containers(record: TestbedRecord, *, tools: Toolchain) -> tuple[Placed, ...]:
+    """Every container of the testbed, on every node where something of it is."""
+    found = []
+    for layout in record.nodes:
+        runtime = RuncCriu(layout, tools)
+        for spec in specs_of(layout):
+            status = await runtime.status(spec.name)
+            if status.state is not ContainerState.ABSENT:
+                found.append(Placed(spec=spec, node=layout.name, state=status.state, pid=status.pid))
+    return tuple(found)
+
+
+async def find(record: TestbedRecord, name: str, *, tools: Toolchain) -> Placed:
+    """Where a container runs.
+
+    Raises:
+        NotFoundError: it runs nowhere.
+    """
+    for placed in await containers(record, tools=tools):
+        if placed.spec.name == name and placed.state is ContainerState.RUNNING:
+            return placed
+    raise NotFoundError(f"no container {name} runs on this testbed", hint="natwork testbed containers")
