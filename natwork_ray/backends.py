@@ -41,7 +41,7 @@ from natwork_ray.emulation.services import ServiceProfile
 from natwork_ray.emulation.testbed import Testbed
 from natwork_ray.errors import NotFoundError, PreconditionError, UsageError
 from natwork_ray.limi.agent import AgentSettings, MigrationAgent, Peer
-from natwork_ray.limi.choosing import ByEquations, MethodChooser
+from natwork_ray.limi.choosing import ByEquations, ByModel, MethodChooser, SelectorFileLater
 from natwork_ray.limi.retries import Timeouts
 from natwork_ray.ports import Clock, ContainerControl, Firewall, NodeActions, Orchestrator, TelemetrySource
 from natwork_ray.profiling.bounds import DEFAULT_MODEL, MAX_MODEL_BYTES
@@ -152,7 +152,16 @@ def _emulated(config: Config) -> World:
     ends_s = begins_s + _whole_steps(config.emulation.duration_s, config.loop.step_s)
     # The last minutes stay free, so that the end of the last anomaly is seen as well.
     schedule = _schedule(chosen.topology, config.emulation.seed, begins_s + 60.0, ends_s - 120.0)
-    testbed = Testbed(chosen, seed=config.emulation.seed, schedule=schedule, step_s=config.loop.step_s)
+    chooser = method_chooser(config)
+    testbed = Testbed(
+        chosen,
+        seed=config.emulation.seed,
+        schedule=schedule,
+        step_s=config.loop.step_s,
+        chooser=chooser,
+        weight=config.migration.weight,
+        observe_s=config.migration.observe_s,
+    )
     testbed.commission(begins_s)
 
     def facts() -> WorldFacts:
@@ -179,7 +188,7 @@ def _emulated(config: Config) -> World:
         advance=lambda to_s: testbed.advance(max(to_s, testbed.now_s)),
         facts=facts,
         effects=testbed.effects,
-        agents=EmulatedAgents(testbed, method_chooser(config), config.migration.weight),
+        agents=EmulatedAgents(testbed, chooser, config.migration.weight),
     )
 
 
@@ -210,7 +219,15 @@ def _replayed(config: Config) -> World:
     stage = Scenario(
         name=f"run-{replay.run}", topology=placement, profiles={c.name: _STAND_IN for c in placement.containers}
     )
-    testbed = Testbed(stage, seed=config.emulation.seed, step_s=config.loop.step_s)
+    chooser = method_chooser(config)
+    testbed = Testbed(
+        stage,
+        seed=config.emulation.seed,
+        step_s=config.loop.step_s,
+        chooser=chooser,
+        weight=config.migration.weight,
+        observe_s=config.migration.observe_s,
+    )
     testbed.commission(replay.commissioning_s)
 
     def facts() -> WorldFacts:
@@ -237,7 +254,7 @@ def _replayed(config: Config) -> World:
         advance=lambda to_s: testbed.advance(max(to_s, testbed.now_s)),
         facts=facts,
         effects=testbed.effects,
-        agents=EmulatedAgents(testbed, method_chooser(config), config.migration.weight),
+        agents=EmulatedAgents(testbed, chooser, config.migration.weight),
     )
 
 
@@ -370,8 +387,10 @@ def agent_settings(config: Config) -> AgentSettings:
 
 
 def method_chooser(config: Config) -> MethodChooser:
-    """Who picks a method: the equations, until a learnt selector is there."""
-    return ByEquations()
+    """Who picks a method: the learnt selector, or the equations on a testbed that nobody has learnt from yet."""
+    if config.migration.selector is None and config.backend == "testbed":
+        return ByEquations()
+    return ByModel(SelectorFileLater(config.migration.selector))
 
 
 class LocalJudge:

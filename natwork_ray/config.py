@@ -115,6 +115,11 @@ class EmulationConfig(Section):
 class MigrationConfig(Section):
     """Live migration, on every backend."""
 
+    selector: Path | None = Field(
+        default=None,
+        description="Learnt method selector (`natwork train selector`). Without it the shipped one, which knows "
+        "emulated migrations, chooses in the emulated world, and the equations choose on the testbed.",
+    )
     weight: float = Field(
         default=0.2, ge=0, le=1, description="Share of total time against downtime when a method is chosen by `auto`."
     )

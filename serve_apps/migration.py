@@ -38,7 +38,8 @@ class MigrationModelsReplica:
         # Without LightGBM's OpenMP runtime the rest of the system still works: this door alone says so, with 503.
         self._served: Served | PreconditionError
         try:
-            self._served = load_served(selector or PACKAGED_SELECTOR)
+            configured = load_config().migration.selector
+            self._served = load_served((selector or configured or PACKAGED_SELECTOR).expanduser())
         except PreconditionError as error:
             self._served = error
 

@@ -1,8 +1,8 @@
 """A container's cgroup in version 1 or 2 of the kernel's interface: freezing, members, use of resources, removal.
 
 CRIU polls the version 1 freezer every 100 ms, which is a third of the downtime that is wanted. A cgroup that is frozen
-already when CRIU comes is taken as it is, and CRIU leaves it frozen in the end (`origin_freezer_state` in its seize.c).
-Freezing by ourselves, with a look at the state every half a millisecond, takes about one.
+already when CRIU comes is taken as it is, and CRIU leaves it frozen in the end (`origin_freezer_state` in its
+seize.c). Freezing by ourselves, with a look at the state every half a millisecond, takes about one.
 
 Rules kept: a frozen process is not killed by a signal before it is thawed, so `kill` sends the signal first and thaws
 then: not one instruction of the container runs in between.
@@ -54,14 +54,14 @@ class ContainerCgroup:
         """`absent`, `thawed`, `freezing` or `frozen`."""
         try:
             text = self.freezer.read_text(encoding="ascii").strip()
-            if not self._unified:
-                return text.lower()
-            if text == "0":
-                return "thawed"
-            events = (self.folder("") / "cgroup.events").read_text(encoding="ascii")
-            return "frozen" if "frozen 1" in events else "freezing"
+            events = (self.folder("") / "cgroup.events").read_text(encoding="ascii") if self._unified else ""
         except OSError:
             return "absent"
+        if not self._unified:
+            return text.lower()
+        if text == "0":
+            return "thawed"
+        return "frozen" if "frozen 1" in events else "freezing"
 
     async def freeze(self) -> None:
         """Stop all its processes; returns when the last stands still.

@@ -1,11 +1,11 @@
 """What a running container burns, measured from outside before a migration (`ContainerLoad`, D3.3 section 2.1).
 
 How often its memory is written decides between the methods. The kernel offers soft-dirty bits where it was built with
-them; asking for them clears CRIU's own, and other kernels have nothing but "referenced", which counts reading. So pages
-are *compared*: at five moments every page that a checkpoint would hold is read (/proc/PID/mem, about 3 GB/s, the container
-runs on) and a 64-bit fingerprint of it kept. A page that changed between two moments was written. What this misses: pages
-written with what they held, and pages written and put back in between; so it is a lower bound, and it is just what a
-transfer of differences has to carry. Above 256 MiB every n-th page is looked at.
+them; asking for them clears CRIU's own, and other kernels have nothing but "referenced", which counts reading. So
+pages are *compared*: at five moments every page that a checkpoint would hold is read (/proc/PID/mem, about 3 GB/s, the
+container runs on) and a 64-bit fingerprint of it kept. A page that changed between two moments was written. What this
+misses: pages written with what they held, and pages written and put back in between; so it is a lower bound, and it is
+just what a transfer of differences has to carry. Above 256 MiB every n-th page is looked at.
 
     load = await measure(pids, cgroup, rootfs, observe_s=0.5, cpu_limit_cores=1.0)
 """

@@ -1,13 +1,13 @@
 """A container's network namespace, as its runtime uses it: closed to packets while nobody may be served, and a port.
 
-From the moment that CRIU reads a container's sockets until the container runs again, its kernel must not accept a byte for
-them: what it acknowledges then is lost. CRIU's own lock ends with the dump, although the frozen container and its sockets
-stay; so the namespace, which is the container's alone, gets a rule of ours that drops all IPv4 packets in and out. CRIU is
-told not to lock (`network-lock skip`), which also saves two programs per dump; its chain is removed all the same wherever
-a CRIU with other settings has left one. Address resolution is not filtered.
+From the moment that CRIU reads a container's sockets until the container runs again, its kernel must not accept a byte
+for them: what it acknowledges then is lost. CRIU's own lock ends with the dump, although the frozen container and its
+sockets stay; so the namespace, which is the container's alone, gets a rule of ours that drops all IPv4 packets in and
+out. CRIU is told not to lock (`network-lock skip`), which also saves two programs per dump; its chain is removed all
+the same wherever a CRIU with other settings has left one. Address resolution is not filtered.
 
-Adding rules takes 3 ms, removing them 15 ms (the kernel waits for a grace period): closing lies in the downtime, opening
-only on the way back.
+Adding rules takes 3 ms, removing them 15 ms (the kernel waits for a grace period): closing lies in the downtime,
+opening only on the way back.
 
     network = ContainerNetwork("nw3f9a-node-0-web", tools, runner, env)
     await network.close()

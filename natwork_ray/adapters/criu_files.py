@@ -1,12 +1,13 @@
 """Files that CRIU writes and reads: statistics, logs, the cache of what the kernel can do, image sets.
 
-Statistics are a protobuf message behind two magic numbers and a length (criu.org, "Images"; criu's `images/stats.proto`).
-Only the few numbers that are wanted are read, with bounds; a schema compiler would be a dependency for six integers.
+Statistics are a protobuf message behind two magic numbers and a length (criu.org, "Images"; criu's
+`images/stats.proto`). Only the few numbers that are wanted are read, with bounds; a schema compiler would be a
+dependency for six integers.
 
 The cache: CRIU tries out the kernel's features at every start, 45 ms here, unless it finds what an earlier start has
-written to /run/criu.kdat, and it writes that only where /run is a tmpfs, since features must not survive a reboot. Where it
-is none, `share_cache` has CRIU write it in a mount namespace of its own and lays a symbolic link to the copy, which lies on
-a tmpfs of ours; `drop_cache` takes the link away again.
+written to /run/criu.kdat, and it writes that only where /run is a tmpfs, since features must not survive a reboot.
+Where it is none, `share_cache` has CRIU write it in a mount namespace of its own and lays a symbolic link to the copy,
+which lies on a tmpfs of ours; `drop_cache` takes the link away again.
 
     >>> decisive_line("(00.1) ok\\nError (criu/page-pipe.c:418): page-pipe: tee: Operation not permitted\\n")
     'page-pipe: tee: Operation not permitted'
@@ -18,8 +19,10 @@ import contextlib
 import os
 import re
 import secrets
+import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 from natwork_ray.domain.values import value
 from natwork_ray.errors import InputError
@@ -31,7 +34,7 @@ _MAX_STATS, _MAX_LOG, _MAX_CACHE = 65_536, 4 * 2**20, 1_048_576
 _PAGE = 4096
 _START_S = 10.0
 
-_DUMP = {1: "freezing_us", 2: "frozen_us", 3: "memdump_us", 4: "memwrite_us", 7: "pages_written", 9: "pages_lazy"}
+_DUMP = {1: "freezing_us", 2: "frozen_us", 3: "memdump_us", 4: "memwrite_us", 7: "pages_written"}
 _RESTORE = {4: "restore_us", 5: "pages_restored"}
 
 # What stands in CRIU's log: what to do about it.
@@ -55,7 +58,6 @@ class CriuTimes:
     memdump_us: int = 0
     memwrite_us: int = 0
     pages_written: int = 0
-    pages_lazy: int = 0
     restore_us: int = 0
     pages_restored: int = 0
 
@@ -112,9 +114,8 @@ def parse_times(data: bytes) -> CriuTimes:
 def read_times(folder: Path) -> CriuTimes | None:
     """The statistics in a work folder; None where there are none (yet)."""
     for name in ("stats-dump", "stats-restore"):
-        with contextlib.suppress(FileNotFoundError):
-            with (folder / name).open("rb") as stream:
-                return parse_times(stream.read(_MAX_STATS + 1))
+        with contextlib.suppress(FileNotFoundError), (folder / name).open("rb") as stream:
+            return parse_times(stream.read(_MAX_STATS + 1))
     return None
 
 
@@ -150,6 +151,16 @@ def size_of(folder: Path) -> tuple[int, int]:
             total += size
             pages += size if re.fullmatch(r"pages-\d+\.img", entry.name) else 0
     return total, pages
+
+
+def lazy_bytes(log: str) -> int:
+    """Memory that a lazy dump has left to its page server, by its log: `Pagemap generated: 9 pages (7 lazy) 0 holes`.
+
+    The statistics of such a dump are of no use: CRIU begins them anew for the page server (seen with 4.2).
+    """
+    return _PAGE * sum(
+        int(count) for count in re.findall(r"Pagemap generated: \d{1,12} pages \((\d{1,12}) lazy\)", log)
+    )
 
 
 def fetched_bytes(log: str) -> int:
@@ -198,27 +209,29 @@ def _keeps(folder: Path) -> bool:
 
 
 def _made_apart(criu: Path, cache: Path, env: dict[str, str]) -> bytes | None:
-    """Let CRIU write its cache on a tmpfs in a mount namespace that ends with the holder."""
-    holder = subprocess.Popen(
-        ["unshare", "--mount", "--propagation", "private", "--", "cat"],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=env,
-    )  # fmt: skip
-    try:
-        assert holder.stdin is not None and holder.stdout is not None
-        # The echo says that the namespace is there.
-        holder.stdin.write(b"\n")
-        holder.stdin.flush()
-        holder.stdout.read(1)
-        enter = ["nsenter", f"--mount=/proc/{holder.pid}/ns/mnt", "--"]
-        for argv in (["mount", "-t", "tmpfs", "natwork-criu", str(cache.parent)], [str(criu), "check"]):
-            subprocess.run(
-                [*enter, *argv], env=env, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-                timeout=_START_S, check=False,
-            )  # fmt: skip
-        with Path(f"/proc/{holder.pid}/root", *cache.parts[1:]).open("rb") as stream:
-            return stream.read(_MAX_CACHE)
-    except (OSError, subprocess.TimeoutExpired):
+    """Let CRIU write its cache on a tmpfs in a mount namespace that ends with its holder."""
+    programs = {name: shutil.which(name, path=env.get("PATH")) for name in ("unshare", "nsenter", "mount", "cat")}
+    if not all(programs.values()):
         return None  # slower starts are all that follows
-    finally:
-        with contextlib.suppress(OSError):
-            holder.communicate(timeout=_START_S)
+    unshare, nsenter, mount, cat = (str(path) for path in programs.values())
+    silent: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    # The holder echoes a line once its namespace is there, and ends with its input.
+    with subprocess.Popen(
+        [unshare, "--mount", "--propagation", "private", "--", cat],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=env,
+    ) as holder:  # fmt: skip
+        if holder.stdin is None or holder.stdout is None:
+            return None
+        try:
+            holder.stdin.write(b"\n")
+            holder.stdin.flush()
+            holder.stdout.read(1)
+            enter = [nsenter, f"--mount=/proc/{holder.pid}/ns/mnt", "--"]
+            for argv in ([mount, "-t", "tmpfs", "natwork-criu", str(cache.parent)], [str(criu), "check"]):
+                subprocess.run([*enter, *argv], env=env, timeout=_START_S, check=False, **silent)
+            with Path(f"/proc/{holder.pid}/root", *cache.parts[1:]).open("rb") as stream:
+                return stream.read(_MAX_CACHE)
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        finally:
+            holder.kill()

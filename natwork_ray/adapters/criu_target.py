@@ -1,37 +1,34 @@
 """Restores on a node: from whole images, or with memory that is fetched page by page (D3.3 section 2.1).
 
-runC restores; for lazy pages CRIU's daemon is started first, in the node's network namespace, and tells by a descriptor
-when its socket is there. The restored container is in the bridge's hands from the first instruction: its port is held
-until the address is attached.
+runC restores; for lazy pages CRIU's daemon is started first, in the node's network namespace, and tells by a
+descriptor when its socket is there. The restored container is in the bridge's hands from the first instruction: its
+port is held until the address is attached.
 
 What goes wrong here, and what is done about it:
 
 - A failed lazy restore leaves runC waiting for a process that waits for pages: the daemon is watched, and when it ends
   before the restore does, the restore's processes are killed.
-- When the daemon dies later, the kernel gives *zeros* for the pages that are missing, and the container runs on with them.
-  `await_pages_fetched` freezes it at once; whoever decides has to end it (force withdraw).
-- A killed runC leaves mounts, its state folder and processes: all are taken away before a restore is tried again.
-"""
+- When the daemon dies later, the kernel gives *zeros* for the pages that are missing, and the container runs on with
+  them. `await_pages_fetched` freezes it at once; whoever decides has to end it (force withdraw).
+- A killed runC leaves mounts, its state folder and processes: all are taken away before a restore is tried again."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 from pathlib import Path
 
 from natwork_ray.adapters.criu_files import decisive_line, fetched_bytes, hint_for, read_log
 from natwork_ray.adapters.criu_source import identify_same
-from natwork_ray.adapters.runc_calls import NodeTools
-from natwork_ray.adapters.subprocesses import Child, ended, status_pipe, told_ready
-from natwork_ray.adapters.testbed_state import identify
+from natwork_ray.adapters.runc_calls import RUNC_LOG, NodeTools
+from natwork_ray.adapters.subprocesses import Child, ended
 from natwork_ray.adapters.testbed_traces import mounts
 from natwork_ray.domain.runtime import PageServer
 from natwork_ray.errors import ActionError, ConflictError, NatworkError, NotFoundError
 
 RESTORE_S = 100.0
 DAEMON_S = 20.0
-FETCHER, RESTORE_LOG, LAZY_LOG, RUNC_LOG = "page-client.json", "restore.log", "lazy-pages.log", "runc.log"
+FETCHER, RESTORE_LOG, LAZY_LOG = "page-client.json", "restore.log", "lazy-pages.log"
 _DONE, _FETCHED = "Restore finished successfully", "Disconnect from the page server"
 
 
@@ -95,14 +92,23 @@ class TargetRestores:
         elif noted is not None and identify_same(noted.pid, noted.started_ticks):
             await ended(noted.pid)
         log = read_log(work / LAZY_LOG)
-        line = decisive_line(log)
-        if status != 0 or line or _FETCHED not in log:
+        try:
+            self._must_be_well(container, work, status, done=_FETCHED in log)
+        except ActionError:
             with contextlib.suppress(NatworkError):
                 await node.cgroup(container).freeze()
-            line = line or (f"killed by signal {-status}" if status < 0 else "it ended before its work was done")
-            raise ActionError(f"lazy pages of {container}: {line}", hint=hint_for(line) or f"see {work / LAZY_LOG}")
+            raise
         self._fetchers.pop(name, None)
         return float(fetched_bytes(log))
+
+    @staticmethod
+    def _must_be_well(container: str, work: Path, status: int, *, done: bool) -> None:
+        """Raises ActionError unless a page client that has ended had done its work."""
+        line = decisive_line(read_log(work / LAZY_LOG))
+        if status == 0 and done and not line:
+            return
+        line = line or (f"killed by signal {-status}" if status < 0 else "it ended before its work was done")
+        raise ActionError(f"lazy pages of {container}: {line}", hint=hint_for(line) or f"see {work / LAZY_LOG}")
 
     async def sweep(self, container: str, key: str) -> None:
         """Take away what a restore that failed or was killed has left: processes, mounts, cgroup, runC's state."""
@@ -123,7 +129,14 @@ class TargetRestores:
 
     async def _restore(self, container: str, key: str, folder: Path, work: Path, options: tuple[str, ...]) -> None:
         node, log = self._node, work / RUNC_LOG
-        paths: list[str | Path] = ["--image-path", folder, "--work-path", work, "--bundle", node.layout.bundle(container)]
+        paths: list[str | Path] = [
+            "--image-path",
+            folder,
+            "--work-path",
+            work,
+            "--bundle",
+            node.layout.bundle(container),
+        ]
         await node.must(
             node.runc(log, "restore", "--detach", "--tcp-established", *options, *paths, container),
             marker=node.marker(container, key), log=log, what=f"restore of {container}", timeout_s=RESTORE_S,
@@ -136,10 +149,10 @@ class TargetRestores:
         watching = asyncio.create_task(daemon.wait())
         try:
             await asyncio.wait({restoring, watching}, return_when=asyncio.FIRST_COMPLETED)
-            if not restoring.done() and _DONE not in read_log(work / RESTORE_LOG):
-                line = decisive_line(read_log(work / LAZY_LOG)) or f"exit status {watching.result()}"
-                raise ActionError(f"lazy pages of {container}: {line}", hint=hint_for(line) or f"see {work / LAZY_LOG}")
-            await restoring
+            if restoring.done() or _DONE in read_log(work / RESTORE_LOG):
+                await restoring
+            else:
+                self._must_be_well(container, work, watching.result(), done=False)
         except BaseException:
             await daemon.kill()
             raise
@@ -152,21 +165,13 @@ class TargetRestores:
     async def _fetch(self, container: str, key: str, folder: Path, work: Path, server: PageServer) -> Child:
         """Start the daemon that fetches pages; returns when it waits for the restore."""
         node = self._node
-        with status_pipe() as (reading, writing):
-            argv = [
-                *node.in_node(), str(node.tools.criu), "lazy-pages", "--images-dir", str(folder), "--work-dir", str(work),
-                "--page-server", "--address", server.host, "--port", str(server.port),
-                "--status-fd", str(writing), "-v3", "--log-file", LAZY_LOG,
-            ]  # fmt: skip
-            env = node.env(node.marker(container, key))
-            child = node.runner.start(argv, env=env, said=work / "said", pass_fds=(writing,))
-            os.close(writing)
-            try:
-                node.note(work / FETCHER, identify(child.pid, "page client"))
-                if not await told_ready(reading, timeout_s=DAEMON_S):
-                    status = await child.wait()
-                    raise node.failure(f"lazy pages of {container}", work / "said", work / LAZY_LOG, status)
-            except BaseException:
-                await child.kill()
-                raise
-        return child
+
+        def argv(writing: int) -> list[str]:
+            paths = ["--images-dir", str(folder), "--work-dir", str(work), "--log-file", LAZY_LOG, "-v3"]
+            source = ["--page-server", "--address", server.host, "--port", str(server.port)]
+            return [*node.in_node(), str(node.tools.criu), "lazy-pages", *paths, *source, "--status-fd", str(writing)]
+
+        return await node.ready(
+            argv, marker=node.marker(container, key), work=work, note=FETCHER, what=f"lazy pages of {container}",
+            criu=work / LAZY_LOG, timeout_s=DAEMON_S,
+        )  # fmt: skip

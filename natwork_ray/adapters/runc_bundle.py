@@ -3,13 +3,13 @@
 What migration asks of it (recipe of docs/testbed.md):
 
 - the network namespace is external, by path: the node's bridge makes it, with the same address on every node;
-- /usr is the machine's own, bound read-only, as a real folder; /lib and the like are links in the root file system: a bind
-  over a symbolic link dumps, and then does not restore;
+- /usr is the machine's own, bound read-only, as a real folder; /lib and the like are links in the root file system: a
+  bind over a symbolic link dumps, and then does not restore;
 - the root file system is the container's own folder in the bundle and writable, unless the spec says otherwise;
-- /dev is a small tmpfs and /proc its own, with what can harm the machine masked or read-only; there is no /sys, /dev/shm or
-  /dev/pts: each file system more costs 5 ms of downtime, as CRIU packs and unpacks its contents;
-- one cgroup path for all controllers; CRIU is told to look at one controller only, since runC makes the target's cgroups
-  itself and CRIU's walk through all of them takes 20 ms.
+- /dev is a small tmpfs and /proc its own, with what can harm the machine masked or read-only; there is no /sys,
+  /dev/shm or /dev/pts: each file system more costs 5 ms of downtime, as CRIU packs and unpacks its contents;
+- one cgroup path for all controllers; CRIU is told to look at one controller only, since runC makes the target's
+  cgroups itself and CRIU's walk through all of them takes 20 ms.
 
 CRIU's settings go through a file that is named by the annotation `org.criu.config` and read at every dump and restore;
 they win over what runC says where runC says nothing.
@@ -117,7 +117,7 @@ def config(spec: ContainerSpec, *, netns: Path, cgroup: str, criu_conf: Path) ->
         "hostname": spec.name,
         "mounts": [
             {"destination": "/proc", "type": "proc", "source": "proc", "options": ["nosuid", "noexec", "nodev"]},
-            {"destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "mode=755", "size=65536k"]},
+            {"destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "mode=755", "size=64m"]},
             {"destination": "/usr", "type": "bind", "source": "/usr", "options": ["rbind", "ro", "nosuid", "nodev"]},
         ],
         "annotations": {"org.criu.config": str(criu_conf)},
@@ -165,7 +165,7 @@ class Bundle:
         return (self.folder / SPEC).exists()
 
     def write(self, spec: ContainerSpec) -> None:
-        """Make or change the bundle; the root file system's contents are left as they are, folders to mount on are added.
+        """Make or change the bundle. The root file system is left as it is, but for folders to mount on.
 
         Raises:
             UsageError: the spec does not describe a container.

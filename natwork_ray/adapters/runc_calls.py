@@ -3,29 +3,30 @@
 Rules kept:
 
 - dump and restore go through runC; `criu` itself is started for the lazy-pages daemon alone, which runC does not know.
-- Every program carries the testbed, the node, the container and the migration in its environment: a later agent finds the
-  children of a dead one by that (`natwork_ray.adapters.subprocesses.family`), never by name.
-- Logs and statistics lie on disk, beside the node's journal, not with the images: when the images' tmpfs is full, the log
-  that says so must still find room.
-- A runC that dies in the middle of a restore leaves mounts in this mount namespace: the machine's /usr, writable, in the
-  bundle, and the cgroup hierarchy in the work folder. Nothing is deleted before all below it is unmounted; where something
-  stays mounted, it is an error.
+- Every program carries the testbed, the node, the container and the migration in its environment: a later agent finds
+  the children of a dead one by that (`natwork_ray.adapters.subprocesses.family`), never by name.
+- Logs and statistics lie on disk, beside the node's journal, not with the images: when the images' tmpfs is full, the
+  log that says so must still find room.
+- A runC that dies in the middle of a restore leaves mounts in this mount namespace: the machine's /usr, writable, in
+  the bundle, and the cgroup hierarchy in the work folder. Nothing is deleted before all below it is unmounted; where
+  something stays mounted, it is an error.
 
-What runs is read from runC's own state file and /proc: `runc state` takes 15 ms, and waits for a freezer that is half-way.
-"""
+What runs is read from runC's own state file and /proc: `runc state` takes 15 ms, and waits for a freezer that is
+half-way."""
 
 from __future__ import annotations
 
 import json
+import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from natwork_ray.adapters.container_cgroup import CGROUPS, ContainerCgroup
 from natwork_ray.adapters.container_network import ContainerNetwork
 from natwork_ray.adapters.criu_files import decisive_line, hint_for, read_log
 from natwork_ray.adapters.runc_bundle import Bundle
-from natwork_ray.adapters.subprocesses import MARKER, Runner, end_family
+from natwork_ray.adapters.subprocesses import MARKER, Child, Runner, end_family, status_pipe, told_ready
 from natwork_ray.adapters.testbed_layout import NodeLayout
 from natwork_ray.adapters.testbed_network import NETNS
 from natwork_ray.adapters.testbed_requirements import Toolchain
@@ -38,6 +39,7 @@ from natwork_ray.errors import ActionError, InputError
 _MAX_STATE = 4 * 2**20
 _TIMEOUT_S = 10.0
 _FOLDER, SESSIONS = "criu", "sessions"
+RUNC_LOG, SAID = "runc.log", "said"
 
 
 class NodeTools:
@@ -74,7 +76,7 @@ class NodeTools:
         return self.layout.folder / _FOLDER / key.replace("/", "-") / images
 
     def marker(self, container: str, key: str = "") -> str:
-        """What processes of a migration carry; without a key, what those of all migrations of the container begin with."""
+        """What processes of a migration carry; without a key, what those of all migrations of it begin with."""
         begin = f"{self.layout.testbed}/{self.layout.name}/{container}/"
         return f"{begin}{key}/" if key else begin
 
@@ -140,9 +142,50 @@ class NodeTools:
         if done.status != 0:
             raise self.failure(what, log, criu, done.status)
 
+    async def ready(
+        self,
+        argv_for: Callable[[int], list[str]],
+        *,
+        marker: str,
+        work: Path,
+        note: str,
+        what: str,
+        criu: Path,
+        timeout_s: float,
+    ) -> Child:
+        """Start a program that goes on, and wait until it says, on the descriptor that it is given, that it is ready.
+
+        Args:
+            argv_for: the argument vector for a descriptor.
+            note: name of a file in the work folder that will tell which process it is.
+
+        Raises:
+            ActionError: it has ended instead; see `must`.
+            TimedOutError: it took too long.
+        """
+        with status_pipe() as (reading, writing):
+            try:
+                argv = argv_for(writing)
+                child = self.runner.start(argv, env=self.env(marker), said=work / SAID, pass_fds=(writing,))
+            finally:
+                os.close(writing)
+            try:
+                ticks = started_ticks(child.pid)
+                if ticks is not None:
+                    self.note(work / note, OwnProcess(pid=child.pid, started_ticks=ticks, what=what))
+                good = await told_ready(reading, timeout_s=timeout_s)
+            except BaseException:
+                # Alone: CRIU gives back what it holds when its runC is gone.
+                await child.kill(alone=True)
+                raise
+        if not good:
+            raise self.failure(what, work / RUNC_LOG, criu, await child.wait())
+        return child
+
     def failure(self, what: str, log: Path, criu: Path | None, status: int) -> ActionError:
         """The error that a log explains."""
         line = (decisive_line(read_log(criu)) if criu else "") or runc_line(read_log(log))
+        line = line or decisive_line(read_log(log.parent / SAID))
         if not line:
             line = f"killed by signal {-status}" if status < 0 else f"exit status {status}"
         return ActionError(f"{what}: {line}", hint=hint_for(line) or f"see {criu or log}")

@@ -1,22 +1,23 @@
 """The real container runtime of one node: runC and CRIU behind `ContainerRuntime` and `ContainerControl`.
 
-D3.3 section 2.1: cold, pre-copy, post-copy and hybrid live migration. Dumps are in `criu_source`, restores in `criu_target`;
-here are the container's own life, going back, and cleaning up.
+D3.3 section 2.1: cold, pre-copy, post-copy and hybrid live migration. Dumps are in `criu_source`, restores in
+`criu_target`; here are the container's own life, going back, and cleaning up.
 
 Going back (`revive`) is a ladder; each rung is taken only when the one above does not hold:
 
-1. What the migration left under way on this node is ended: runC, CRIU, the page server. CRIU's death detaches it from the
-   processes, and the code that it had put into them removes itself.
+1. What the migration left under way on this node is ended: runC, CRIU, the page server. CRIU's death detaches it from
+   the processes, and the code that it had put into them removes itself.
 2. The container's network is opened again (ours and CRIU's rules).
-3. It runs: `still running`. It stands still: `thawed`. No memory is lost on these two, and since a dump leaves the frozen
-   processes where they are, the rungs below are reached only when they died: with the memory full, for example.
+3. It runs: `still running`. It stands still: `thawed`. No memory is lost on these two, and since a dump leaves the
+   frozen processes where they are, the rungs below are reached only when they died: with the memory full, for example.
 4. There is a whole checkpoint of the last dump on this node: `restored` from it.
 5. `restarted` from the bundle: the memory is lost.
 
 All verbs can be repeated, by another process too: nothing that matters is known to this object alone.
 
-Left out: checkpoints of containers with terminals, of more than one container at once (a pod), cgroup namespaces, and user
-namespaces. Soft-dirty pre-dumps are built, and could not be tried here: no kernel at hand has CONFIG_MEM_SOFT_DIRTY.
+Left out: checkpoints of containers with terminals, of more than one container at once (a pod), cgroup namespaces, and
+user namespaces. Soft-dirty pre-dumps are built, and could not be tried here: no kernel at hand has
+CONFIG_MEM_SOFT_DIRTY.
 
     runtime = RuncCriu(layout, toolchain())
     await runtime.create_and_start(spec)
@@ -64,8 +65,8 @@ class RuncCriu:
     """ContainerRuntime and ContainerControl of one node of a testbed.
 
     Args:
-        runner, cgroups, kernel_cache, ask, now_s: what a test replaces: who starts programs, where cgroups are mounted, where
-            CRIU keeps its cache, what the node can do, seconds since the epoch.
+        runner, cgroups, kernel_cache, ask, now_s: what a test replaces: who starts programs, where cgroups are mounted,
+            where CRIU keeps its cache, what the node can do, seconds since the epoch.
     """
 
     def __init__(

@@ -1,10 +1,11 @@
 """Programs started from an event loop: bounded, awaited through pidfds, and found again when their starter is dead.
 
-Rules kept: argument vectors and no shell; a plain environment; output goes to a file, so that a container which inherits
-it holds nobody up; every program is the head of a session of its own, and a call that times out or is cancelled kills
-that session before it returns. A child is waited for by descriptor and reaped: no threads, no zombies. Nothing here is
-killed when the loop ends: a page server has to outlive the agent that started it. Instead, what is started carries a
-marker in its environment, and its session is noted, by which `family` finds it after the agent's death, too.
+Rules kept: argument vectors and no shell; a plain environment; output goes to a file, so that a container which
+inherits it holds nobody up; every program is the head of a session of its own, and a call that times out or is
+cancelled kills that session before it returns. A child is waited for by descriptor and reaped: no threads, no zombies.
+Nothing here is killed when the loop ends: a page server has to outlive the agent that started it. Instead, what is
+started carries a marker in its environment, and its session is noted, by which `family` finds it after the agent's
+death, too.
 
     >>> asyncio.run(SubprocessRunner().run(["true"], env={}, timeout_s=5.0)).status
     0
@@ -230,7 +231,7 @@ async def ended(pid: int) -> None:
 @contextmanager
 def status_pipe() -> Iterator[tuple[int, int]]:
     """A pipe for a program that tells when it is ready: (reading end, writing end). Close the writing end with
-    `os.close` once the program has it; what is still open is closed in the end.
+    `os.close` once the program has it; the reading end is closed in the end.
     """
     reading, writing = os.pipe()
     os.set_blocking(reading, False)
@@ -261,9 +262,9 @@ async def told_ready(reading: int, *, timeout_s: float) -> bool:
 def family(prefix: str, notes: Path) -> tuple[OwnProcess, ...]:
     """Living processes that were started under a marker which begins with `prefix`, with all that they started.
 
-    A program is found by the marker in its environment, or by the note of its session: CRIU writes over its environment, and
-    lives on when the runC that had started it is killed. Members of container cgroups are left out: reading the
-    environment of a process whose pages are fetched lazily waits for them.
+    A program is found by the marker in its environment, or by the note of its session: CRIU writes over its
+    environment, and lives on when the runC that had started it is killed. Environments of members of the testbed's
+    cgroups are not read: that of a process whose pages are fetched lazily may wait for them.
     """
     wanted = f"{MARKER}={prefix}".encode()
     ours = f"/{prefix.partition('/')[0]}/".encode()
@@ -335,7 +336,7 @@ def _noted(prefix: str, notes: Path) -> list[OwnProcess]:
     found: list[OwnProcess] = []
     for path in notes.glob("*.json"):
         try:
-            note = decode(OwnProcess, path.read_bytes())
+            note: OwnProcess = decode(OwnProcess, path.read_bytes())
         except (OSError, InputError):
             continue  # just taken away; or cut off by a full disk: the marker in the environment remains
         if note.what.startswith(prefix):

@@ -1,9 +1,9 @@
 """TCP sockets that a killed CRIU has left in repair mode are put back to work.
 
-While CRIU reads a connection, its socket is in repair mode (tcp(7), TCP_REPAIR): it neither sends nor answers, and what its
-owner writes fails. CRIU killed in that moment leaves it so, and a container that goes on then loses its connections, which
-was seen in one of ten kills. The mode belongs to the socket, so whoever gets hold of a copy of the descriptor
-(`pidfd_getfd`) can end it.
+While CRIU reads a connection, its socket is in repair mode (tcp(7), TCP_REPAIR): it neither sends nor answers, and
+what its owner writes fails. CRIU killed in that moment leaves it so, and a container that goes on then loses its
+connections, which was seen in one of ten kills. The mode belongs to the socket, so whoever gets hold of a copy of the
+descriptor (`pidfd_getfd`) can end it.
 
     end_repair((1234, 1235))
 """

@@ -26,7 +26,9 @@ from natwork_ray.cli.output import (
     written_whole,
 )
 from natwork_ray.cli.settings import settle
-from natwork_ray.cli.train import reproduce_app, shown_on, train_app
+from natwork_ray.cli.train import reproduce_app as reproduce_app
+from natwork_ray.cli.train import shown_on
+from natwork_ray.cli.train import train_app as train_app
 from natwork_ray.domain.values import Backend, plain
 from natwork_ray.emulation.collecting import expected_costs
 from natwork_ray.errors import InputError

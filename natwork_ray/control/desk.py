@@ -18,7 +18,6 @@ from natwork_ray.control.events import MigrationRequested, OrderEvent, PlannedSt
 from natwork_ray.control.fleet import Fleet
 from natwork_ray.control.loop import ControlLoop
 from natwork_ray.control.orders import roomiest
-from natwork_ray.control.service_plan import PlannedMove, plan_starts
 from natwork_ray.domain.actions import ActionOutcome, Migrate, MigrationMethod
 from natwork_ray.domain.decisions import Decision, DecisionStatus
 from natwork_ray.domain.migrations import ContainerForecast, MigrationOutlook, MigrationProgress
@@ -27,6 +26,7 @@ from natwork_ray.domain.status import LoopStatus
 from natwork_ray.domain.topology import Container
 from natwork_ray.domain.values import Backend, encode, value
 from natwork_ray.errors import ConflictError, NotFoundError, PreconditionError, RefusedError
+from natwork_ray.limi.service_members import plan_service
 
 
 @value
@@ -225,7 +225,7 @@ class MigrationDesk:
             note=wish.note,
             weight=wish.weight,
             forecasts=forecasts,
-            starts=_starts(outlooks, status),
+            starts=_starts(wish.service, outlooks, status),
             digest=_digest(wish),
         )
         return order, tuple(outlooks)
@@ -259,13 +259,15 @@ def now_s(status: LoopStatus) -> float:
     return max(status.at_s, time.time()) if status.backend is Backend.REAL else status.at_s
 
 
-def _starts(outlooks: Sequence[MigrationOutlook], status: LoopStatus) -> tuple[PlannedStart, ...]:
-    moves = [
-        PlannedMove(container=o.container, source=o.source, target=o.target, forecast=f)
-        for o in outlooks
-        if (f := o.forecast()) is not None
-    ]
-    return plan_starts(moves, status.topology)
+def _starts(service: str, outlooks: Sequence[MigrationOutlook], status: LoopStatus) -> tuple[PlannedStart, ...]:
+    """When each container begins, so that all arrive together. Where the nodes have no room, the loop says so."""
+    if not outlooks:
+        return ()
+    try:
+        _, plan = plan_service(service, outlooks, status.topology)
+    except RefusedError:
+        return ()
+    return tuple(PlannedStart(container=m.container, starts_s=m.start_s) for m in plan.migrations)
 
 
 def _possible(outlook: MigrationOutlook, method: MigrationMethod | None) -> None:

@@ -16,13 +16,17 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
 
 from natwork_ray.domain.migrations import ContainerLoad, MethodReason, MigrationForecast, MigrationOutlook
 from natwork_ray.domain.phases import MigrationMethod
 from natwork_ray.domain.values import Backend
 from natwork_ray.errors import PreconditionError, UsageError
 from natwork_ray.limi.durations import DEFAULT_PARAMETERS, DurationParameters, MigrationInputs, predict, predict_p95
+
+if TYPE_CHECKING:
+    from natwork_ray.limi.selection import MethodSelector
 
 
 @dataclass(frozen=True)
@@ -78,6 +82,32 @@ class Forecaster(Protocol):
     def extrapolated(self, load: ContainerLoad) -> tuple[str, ...]:
         """Names of the quantities that lie outside what the training had seen."""
         ...
+
+
+class SelectorFileLater:
+    """The learnt selector in a file (None: the shipped one), read when it is first asked.
+
+    LightGBM costs a second, and most processes ask nothing. Errors as `natwork_ray.limi.selector_file.read_selector`.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+        self._selector: MethodSelector | None = None
+
+    def _read(self) -> MethodSelector:
+        from natwork_ray.limi.selector_file import PACKAGED_SELECTOR, read_selector
+
+        if self._selector is None:
+            self._selector, _ = read_selector(self._path.expanduser() if self._path else PACKAGED_SELECTOR)
+        return self._selector
+
+    def predict(self, load: ContainerLoad) -> tuple[MigrationForecast, ...]:
+        """See `Forecaster`."""
+        return self._read().predict(load)
+
+    def extrapolated(self, load: ContainerLoad) -> tuple[str, ...]:
+        """See `Forecaster`."""
+        return self._read().extrapolated(load)
 
 
 class ByModel:

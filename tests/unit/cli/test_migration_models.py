@@ -12,6 +12,7 @@ import pytest
 from natwork_ray.adapters.migration_data import part_of, read_dataset, write_dataset
 from natwork_ray.cli import migrations
 from natwork_ray.domain.values import Backend
+from natwork_ray.emulation.collecting import collect_emulated
 from natwork_ray.errors import ExitCode
 from natwork_ray.limi.collection import class_names
 from natwork_ray.limi.selector_card import SelectorSettings
@@ -54,7 +55,7 @@ def test_a_collection_is_written_and_read_back(natwork: Any) -> None:
 
 
 def test_a_collection_that_was_cut_off_goes_on(natwork: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    work = migrations.collect_emulated
+    work = collect_emulated
     calls = 0
 
     def dies(plan: Any, keys: Any) -> Any:
@@ -159,3 +160,40 @@ def test_the_two_kinds_of_data_are_not_mixed_up(natwork: Any, data: Path) -> Non
     ended = natwork("reproduce", "migration-models", "--real", data, "--json")
     assert (ended.code, ended.out) == (ExitCode.FAILED, "")
     assert "real ones are needed" in ended.err
+
+
+def test_a_large_collection_goes_to_ray_and_leaves_no_cluster(natwork: Any, without_ray: Any, monkeypatch: Any) -> None:
+    noted = without_ray()
+    import agents.collecting
+
+    asked: list[int] = []
+
+    def fan_out(plan: Any, keys: Any, *, workers: int) -> Any:
+        asked.append(workers)
+        yield from (collect_emulated(plan, [key]) for key in keys)
+
+    monkeypatch.setattr(agents.collecting, "fan_out", fan_out)
+    ended = natwork("migrations", "collect", "--out", "d.csv", *FEW[:-1], "3", "--json")
+    assert (ended.code, asked) == (0, [3])
+    assert noted.done == ["start", "connect", "disconnect", "end"]
+    assert len(read_dataset(Path("d.csv"))) == 16
+
+
+def test_real_classes_that_do_not_fit_are_told(natwork: Any, monkeypatch: Any) -> None:
+    from natwork_ray.adapters import real_collecting
+
+    def collect(plan: Any, keys: Any) -> Any:
+        emulated = replace(plan, backend=Backend.EMULATED)
+        for key in keys:
+            yield tuple(replace(r, backend=Backend.REAL) for r in collect_emulated(emulated, [key]))
+
+    monkeypatch.setattr(real_collecting, "require", lambda _methods: None)
+    monkeypatch.setattr(real_collecting, "needed_bytes", lambda name: 1e15 if "network-low" in name else 1.0)
+    monkeypatch.setattr(real_collecting, "collect_real", collect)
+    ended = natwork("migrations", "collect", "--backend", "real", "--out", "d.csv", *FEW, "--json")
+    assert ended.code == 0, ended.err
+    document = json.loads(ended.out)
+    assert (document["backend"], document["migrations"]) == ("real", 8)
+    assert [x["class"] for x in document["left_out"]] == ["cpu-low_memory-low_storage-low_network-low"]
+    assert "left out: cpu-low" in ended.err
+    assert {row.backend for row in read_dataset(Path("d.csv"))} == {Backend.REAL}

@@ -174,7 +174,7 @@ noise = st.floats(0.7, 1.45)
 
 
 @given(st.lists(st.tuples(st.floats(0.05, 8), st.floats(0.1, 4), noise, noise, noise, noise), min_size=2, max_size=8))
-@settings(max_examples=60)
+@settings(max_examples=30)
 def test_however_wrong_the_forecasts_they_arrive_within_the_noise_of_one_address_move(
     drawn: list[tuple[float, ...]],
 ) -> None:

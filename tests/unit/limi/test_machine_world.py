@@ -53,7 +53,7 @@ FENCES = {
 }  # fmt: skip
 
 
-_BLOWS = ("none", "failure", "served", "silence", "silence after the effect", "death", "forgotten", "disk")
+_BLOWS = ("none", "failure", "served", "silence", "silence after the effect", "death", "forgotten", "disk", "cancel")
 _EVERY_METHOD = [
     Verb.CHECK_SOURCE, Verb.PREPARE, Verb.FREEZE, Verb.DUMP, Verb.DUMP_TRANSFER, Verb.RESTORE, Verb.RESTORE,
     Verb.ADDRESS_MOVE, Verb.SETTLE_SOURCE,
@@ -340,6 +340,8 @@ class MigrationInAWorld(RuleBasedStateMachine):
         if blow == "death":
             self.coordinator_dies(kept=30)
         self.disk_full = blow == "disk"
+        if blow == "cancel":
+            self.feed(Cancelled(at_s=self.at(), reason="operator"))
         if blow == "forgotten" and any(step.verb is verb for step in self.flying):
             # The way back was begun, and the journal need not know of it.
             self.durable = len(self.journal)

@@ -321,7 +321,7 @@ def test_what_has_arrived_stays_as_it_was(gates: tuple[Gate, ...]) -> None:
 
 
 @given(services(most=4), st.data())
-@settings(max_examples=60)
+@settings(max_examples=30)
 def test_nothing_is_planned_into_the_past_and_what_happened_is_kept(
     request: ScheduleRequest, data: st.DataObject
 ) -> None:
