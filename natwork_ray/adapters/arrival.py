@@ -132,7 +132,7 @@ class Arrivals:
                         if request["do"] == "await":
                             self._settled.setdefault(int(request["id"]), threading.Event())
                         pool.submit(self._serve, request)
-                for event in self._settled.values():
+                for event in tuple(self._settled.values()):
                     event.set()
         except (ValueError, KeyError, TypeError, BrokenPipeError):
             os._exit(1)  # no request of ours, or nobody listens: threads that wait must not keep this process

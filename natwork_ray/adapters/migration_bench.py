@@ -76,7 +76,7 @@ class BenchPlan:
     methods: tuple[MigrationMethod, ...]
     seed: int
     peer: bool = True
-    dirty_bytes_per_s: float = 1_048_576.0
+    dirty_bytes_per_s: float = 0.0
 
     @property
     def moves(self) -> int:

@@ -34,10 +34,11 @@ from natwork_ray.adapters.ssh_way import SshWay, run
 from natwork_ray.adapters.testbed_layout import NodeLayout
 from natwork_ray.adapters.testbed_requirements import Toolchain
 from natwork_ray.adapters.testbed_sshd import environment
+from natwork_ray.adapters.testbed_traces import CGROUPS
 from natwork_ray.domain.runtime import PageServer, PathReport, SendReport
 from natwork_ray.errors import ActionError, NotFoundError, UsageError, VerificationError
 
-_FRESH_S = 300.0
+_FRESH_S, _END_S = 300.0, 5.0
 # Volumes up to this size are hashed again and again until they are right; for larger ones, the end of rsync is awaited.
 _EARLY_BYTES = 16 * 2**20
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/:-]{0,199}")
@@ -46,6 +47,18 @@ _IMAGES = ("--recursive", "--links", "--perms", "--owner", "--group", "--numeric
 MACHINES = ("dev", "proc", "sys", "usr")
 _VOLUME = ("--archive", "--hard-links", "--numeric-ids", "--delete", "--sparse", "--one-file-system",
            *(f"--exclude=/{name}/*" for name in MACHINES))  # fmt: skip
+
+
+def stands_still(layout: NodeLayout, container: str, cgroups: Path = CGROUPS) -> bool:
+    """Whether nobody in the container can write: its cgroup is frozen, or there is none."""
+    path = layout.cgroup(container).lstrip("/")
+    for file, frozen in ((cgroups / "freezer" / path / "freezer.state", "FROZEN"),
+                         (cgroups / path / "cgroup.freeze", "1")):  # fmt: skip
+        try:
+            return file.read_text(encoding="ascii").strip() == frozen
+        except OSError:
+            continue  # no such hierarchy, or no such container
+    return True
 
 
 @dataclass(frozen=True)
@@ -83,7 +96,7 @@ class RsyncSsh:
         self._opening: dict[str, asyncio.Lock] = {}
         self._attributes: tuple[str, ...] | None = None
         self._measured: dict[str, tuple[object, float, PathReport]] = {}
-        self._ending: set[asyncio.Task[None]] = set()
+        self._ending: set[RsyncProcess] = set()
 
     async def open(self, target: str) -> PathReport:
         """Have the way ready and measure it, unless that was done on the same connection within five minutes."""
@@ -112,13 +125,20 @@ class RsyncSsh:
         return await self._send(_Errand(way, source, way.there.image_set(key, images), _IMAGES, early=True), difference)
 
     async def send_volume(self, container: str, *, target: str, key: str) -> SendReport:
-        """Send the difference of the container's writable root file system, which is made where it is missing."""
+        """Send the difference of the container's writable root file system, which is made where it is missing.
+
+        While the container runs it goes on writing, so what arrives equals no moment of the source; then only rsync's
+        own checks hold, and the digest is of what arrived. Once it is frozen, all is verified as images are.
+        """
         _check_names(container, key)
         way = await self._way(target)
         options = [*_VOLUME, *await self._kept_attributes()]
         # Not early: a volume often has its final size from the start, and would be hashed over and over.
         errand = _Errand(way, self._here.rootfs(container), way.there.rootfs(container), options, skip=MACHINES)
-        return await self._send(errand, ["--no-whole-file", "--checksum"])
+        difference = ["--no-whole-file", "--checksum"]
+        if await asyncio.to_thread(stands_still, self._here, container):
+            return await self._send(errand, difference)
+        return await self._send_live(errand, difference)
 
     async def open_page_tunnel(self, *, target: str, key: str, port: int) -> PageServer:
         """A port on the target's loopback, in the target node's namespace, that leads to this node's loopback."""
@@ -136,7 +156,9 @@ class RsyncSsh:
     async def shut(self) -> None:
         """End all ways, and wait for every rsync to end."""
         if self._ending:
-            await asyncio.wait(self._ending)
+            await asyncio.wait([process.ending for process in self._ending], timeout=_END_S)
+        for process in tuple(self._ending):
+            await process.kill()
         for way in self._ways.values():
             await way.close()
         self._ways.clear()
@@ -159,6 +181,21 @@ class RsyncSsh:
             self._attributes = tuple(option for word, option in pairs if re.search(rf"\b{word}\b", lines))
         return self._attributes
 
+    async def _send_live(self, errand: _Errand, difference: Sequence[str]) -> SendReport:
+        await errand.way.ask("make", folder=str(errand.aim))
+        rsync = await self._start(errand, difference, live=True)
+        await rsync.finish()
+        answer = await errand.way.ask("digest", folder=str(errand.aim), skip=list(errand.skip))
+        size, name = errand.way.size_and_digest(answer)
+        return SendReport(size_bytes=float(size), sent_bytes=float(rsync.sent_bytes), digest=name)
+
+    async def _start(self, errand: _Errand, difference: Sequence[str], *, live: bool = False) -> RsyncProcess:
+        way = errand.way
+        ends = [f"{errand.source}/", f"root@{way.there.address}:{errand.aim}/"]
+        fixed = [*FORMAT, "--no-compress", "--secluded-args", *self._limit, "--rsh", way.shell, "--", *ends]
+        argv = [str(self._tools.rsync), *errand.options, *difference, *fixed]
+        return await RsyncProcess.start(argv, env=self._env, target=way.there.name, live=live)
+
     async def _send(self, errand: _Errand, difference: Sequence[str]) -> SendReport:
         if not await asyncio.to_thread(errand.source.is_dir):
             raise NotFoundError(f"{errand.source} is not there to be sent", hint="dump first")
@@ -168,10 +205,7 @@ class RsyncSsh:
         sent = 0
         try:
             for attempt in (difference, ["--whole-file", "--ignore-times"]):
-                ends = [f"{errand.source}/", f"root@{way.there.address}:{aim}/"]
-                fixed = [*FORMAT, "--no-compress", "--secluded-args", *self._limit, "--rsh", way.shell, "--", *ends]
-                argv = [str(self._tools.rsync), *errand.options, *attempt, *fixed]
-                rsync = await RsyncProcess.start(argv, env=self._env, target=way.there.name)
+                rsync = await self._start(errand, attempt)
                 arrived = await self._arrived(rsync, errand, own)
                 sent += rsync.sent_bytes
                 wanted = await own
@@ -197,8 +231,8 @@ class RsyncSsh:
             if errand.early or size <= _EARLY_BYTES:
                 arrived = await errand.way.arrival(folder, size, wanted, skip=errand.skip, until=rsync.ending)
                 if arrived == (size, wanted):
-                    self._ending.add(rsync.ending)
-                    rsync.ending.add_done_callback(self._ended)
+                    self._ending.add(rsync)
+                    rsync.ending.add_done_callback(lambda task: self._ended(rsync, task))
                     return arrived
             await rsync.finish()
             return errand.way.size_and_digest(await errand.way.ask("digest", folder=folder, skip=list(errand.skip)))
@@ -206,9 +240,9 @@ class RsyncSsh:
             await rsync.kill()
             raise
 
-    def _ended(self, task: asyncio.Task[None]) -> None:
+    def _ended(self, rsync: RsyncProcess, task: asyncio.Task[None]) -> None:
         # What it carried was verified: how it ended does not matter any more.
-        self._ending.discard(task)
+        self._ending.discard(rsync)
         if not task.cancelled():
             task.exception()
 

@@ -170,9 +170,9 @@ class NodeTools:
             finally:
                 os.close(writing)
             try:
-                ticks = started_ticks(child.pid)
-                if ticks is not None:
-                    self.note(work / note, OwnProcess(pid=child.pid, started_ticks=ticks, what=what))
+                # 0: it has ended already; then nobody will take another for it.
+                ticks = started_ticks(child.pid) or 0
+                self.note(work / note, OwnProcess(pid=child.pid, started_ticks=ticks, what=what))
                 good = await told_ready(reading, timeout_s=timeout_s)
             except BaseException:
                 # Alone: CRIU gives back what it holds when its runC is gone.

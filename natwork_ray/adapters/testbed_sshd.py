@@ -35,7 +35,7 @@ ARRIVAL = "arrival.py"  # the program at the far end of a way, as every node has
 MARKER = "NATWORK_TESTBED"
 _START_S = 10.0
 # sun_path has 108 bytes; ssh first binds the name with 17 more and then renames it. Ours is ctl-NODE-HEX.
-MAX_SSH_FOLDER = 108 - 17 - 1 - 32
+MAX_SSH_FOLDER = 108 - 17 - 1 - 24
 
 _SERVER = """\
 Port {port}

@@ -98,6 +98,9 @@ def migration(
     runs: Annotated[int, typer.Option(min=1, max=1000, help="Repetitions of every arm.")] = 10,
     memory: Annotated[float, typer.Option(parser=size_bytes, help="Resident memory of the workload.")] = "64MiB",  # type: ignore[assignment]
     volume: Annotated[float, typer.Option(parser=size_bytes, help="Data in its writable file system.")] = "0",  # type: ignore[assignment]
+    dirty: Annotated[
+        float, typer.Option(parser=size_bytes, help="Memory that the workload writes per second, in distinct pages.")
+    ] = "0",  # type: ignore[assignment]
     methods: Annotated[
         list[MigrationMethod] | None, typer.Option(help="Methods to measure (default: all four).")
     ] = None,
@@ -110,15 +113,11 @@ def migration(
     output = chosen(output, as_json)
     chosen_methods = tuple(dict.fromkeys(methods or MigrationMethod))
     with progress_bar(quiet=output is Format.JSON) as bar:
+        workload = bench_migration.Workload(memory_bytes=memory, volume_bytes=volume, dirty_bytes_per_s=dirty)
         if backend is BenchBackend.REAL:
-            document = bench_migration.real(
-                runs=runs, memory_bytes=memory, volume_bytes=volume, methods=chosen_methods, seed=seed, peer=peer,
-                bar=bar,
-            )  # fmt: skip
+            document = bench_migration.real(workload, runs=runs, methods=chosen_methods, seed=seed, peer=peer, bar=bar)
         else:
-            document = bench_migration.emulated(
-                runs=runs, memory_bytes=memory, volume_bytes=volume, methods=chosen_methods, seed=seed, bar=bar
-            )
+            document = bench_migration.emulated(workload, runs=runs, methods=chosen_methods, seed=seed, bar=bar)
     if output is Format.JSON:
         write_json(document)
     else:

@@ -24,7 +24,7 @@ from typing import Any
 from natwork_ray.domain.migrations import MigrationRecord
 from natwork_ray.domain.phases import MigrationMethod, Phase
 from natwork_ray.domain.topology import Link
-from natwork_ray.domain.values import Backend
+from natwork_ray.domain.values import Backend, plain, value
 from natwork_ray.emulation.lab_values import ContainerProfile, LabContainer, LabNode
 from natwork_ray.emulation.migration_lab import MigrationLab
 from natwork_ray.emulation.migration_nodes import run_migration
@@ -39,7 +39,6 @@ ESSENTIAL = (
 )  # fmt: skip
 # Measured between two nodes of the real testbed, unshaped (docs/testbed.md).
 _BANDWIDTH_BYTES_PER_S, _RTT_S = 450e6, 0.0002
-_DIRTY_SHARE = 0.02  # of the memory, per second: a service that mostly waits
 _UNITS = {"": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 
 
@@ -48,6 +47,15 @@ class BenchBackend(StrEnum):
 
     REAL = "real"
     EMULATED = "emulated"
+
+
+@value
+class Workload:
+    """What is moved: resident memory, data in its volume, memory written per second in distinct pages."""
+
+    memory_bytes: float
+    volume_bytes: float = 0.0
+    dirty_bytes_per_s: float = 0.0
 
 
 def size_bytes(text: str) -> float:
@@ -78,14 +86,14 @@ def state_folder() -> Iterator[Path]:
 
 
 def emulated(
-    *, runs: int, memory_bytes: float, volume_bytes: float, methods: Sequence[MigrationMethod], seed: int, bar: Any
+    workload: Workload, *, runs: int, methods: Sequence[MigrationMethod], seed: int, bar: Any
 ) -> dict[str, Any]:
     """The table from the laboratory."""
     task = bar.add_task("emulated migrations", total=runs * len(methods))
     found = []
     for run in range(runs):
         for method in methods:
-            record = _emulated_move(run, method, memory_bytes, volume_bytes, seed)
+            record = _emulated_move(run, method, workload, seed)
             found += [_as_recorded(run, record), _end_to_end(run, record)]
             bar.advance(task)
     document = figures(found, seed=seed)
@@ -94,13 +102,12 @@ def emulated(
         "lost_replies": "not counted: the laboratory's requests carry no numbers",
         "peers": "there is no peer in the emulation",
     }
-    return _whole(document, Backend.EMULATED, memory_bytes, volume_bytes, seed, notes)
+    return _whole(document, Backend.EMULATED, workload, seed, notes)
 
 
 def real(
-    *, runs: int, memory_bytes: float, volume_bytes: float, methods: Sequence[MigrationMethod], seed: int, peer: bool,
-    bar: Any,
-) -> dict[str, Any]:  # fmt: skip
+    workload: Workload, *, runs: int, methods: Sequence[MigrationMethod], seed: int, peer: bool, bar: Any
+) -> dict[str, Any]:
     """The table from a testbed that is made for it.
 
     Raises:
@@ -108,9 +115,7 @@ def real(
     """
     from natwork_ray.adapters.migration_bench import BenchPlan, measure
 
-    plan = BenchPlan(
-        runs=runs, memory_bytes=memory_bytes, volume_bytes=volume_bytes, methods=tuple(methods), seed=seed, peer=peer
-    )
+    plan = BenchPlan(**plain(workload), runs=runs, methods=tuple(methods), seed=seed, peer=peer)
     task = bar.add_task("making a testbed", total=plan.moves)
 
     def told(what: str, done: int) -> None:
@@ -124,7 +129,7 @@ def real(
     document["versions"] = dict(result.versions)
     document["sizes"] = dict(result.sizes)
     document["leftovers"] = list(result.leftovers)
-    return _whole(document, Backend.REAL, memory_bytes, volume_bytes, seed, dict(result.notes))
+    return _whole(document, Backend.REAL, workload, seed, dict(result.notes))
 
 
 def rows(document: dict[str, Any]) -> list[dict[str, Any]]:
@@ -138,15 +143,13 @@ def rows(document: dict[str, Any]) -> list[dict[str, Any]]:
     return found
 
 
-def _emulated_move(
-    run: int, method: MigrationMethod, memory_bytes: float, volume_bytes: float, seed: int
-) -> MigrationRecord:
+def _emulated_move(run: int, method: MigrationMethod, workload: Workload, seed: int) -> MigrationRecord:
     profile = ContainerProfile(
-        memory_bytes=memory_bytes,
-        dirty_bytes_per_s=_DIRTY_SHARE * memory_bytes,
-        working_set_bytes=memory_bytes / 4,
-        volume_bytes=volume_bytes,
-        volume_delta_bytes=volume_bytes,
+        memory_bytes=workload.memory_bytes,
+        dirty_bytes_per_s=workload.dirty_bytes_per_s,
+        working_set_bytes=workload.memory_bytes / 4,
+        volume_bytes=workload.volume_bytes,
+        volume_delta_bytes=workload.volume_bytes,
         cpu_cores=0.1,
     )
     lab = MigrationLab(
@@ -182,9 +185,8 @@ def _end_to_end(run: int, record: MigrationRecord) -> Measurement:
 
 
 def _whole(
-    document: dict[str, Any], backend: Backend, memory_bytes: float, volume_bytes: float, seed: int,
-    notes: dict[str, str],
-) -> dict[str, Any]:  # fmt: skip
+    document: dict[str, Any], backend: Backend, workload: Workload, seed: int, notes: dict[str, str]
+) -> dict[str, Any]:
     memory = Path("/proc/meminfo").read_text(encoding="ascii") if backend is Backend.REAL else ""
     machine = {"cores": os.cpu_count(), "kernel": platform.release(), "load": [round(n, 2) for n in os.getloadavg()]}
     if memory:
@@ -193,8 +195,8 @@ def _whole(
         **document,
         "backend": str(backend),
         "seed": seed,
-        "workload": {"memory_bytes": memory_bytes, "volume_bytes": volume_bytes},
-        "targets": targets(document, memory_bytes=memory_bytes),
+        "workload": plain(workload),
+        "targets": targets(document, memory_bytes=workload.memory_bytes),
         "machine": machine,
         "notes": notes,
     }

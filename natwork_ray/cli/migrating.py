@@ -19,6 +19,7 @@ from urllib.parse import quote
 from natwork_ray.adapters.sqlite_journal import SqliteJournal
 from natwork_ray.backends import World, run_started
 from natwork_ray.cli.doors import Doors
+from natwork_ray.cli.output import talk
 from natwork_ray.config import Config
 from natwork_ray.control.desk import Consideration, Migration, MigrationDesk, MoveWish, ServiceWish, now_s
 from natwork_ray.control.direct import DirectControl
@@ -50,7 +51,7 @@ class MigrationShell(Protocol):
 
         Raises:
             RefusedError: the loop refused it.
-            TimedOutError: not over after `patience_s`; it goes on.
+            TimedOutError: not over after `patience_s`; it goes on. (What is done in this process is waited for.)
         """
         ...
 
@@ -110,7 +111,11 @@ class InProcess:
         return self._with_control(ask)
 
     def carry_out(self, wish: Wish, *, key: str, watch: Watcher, patience_s: float) -> tuple[Migration, ...]:
-        """See `MigrationShell`. What was left under way by a command that was killed is finished first."""
+        """See `MigrationShell`. What was left under way by a command that was killed is finished first.
+
+        An interrupt does not stop a migration half-way: it is brought to its end. Only a second one does, and then the
+        next command settles it.
+        """
 
         async def order(control: DirectControl, world: World) -> tuple[Migration, ...]:
             desk = MigrationDesk(control, world.agents)
@@ -119,19 +124,20 @@ class InProcess:
             else:
                 decision, _ = await desk.move_service(wish, key=f"service:{key}")
             work = asyncio.ensure_future(_deliver(control, world))
-            while True:
-                done, _ = await asyncio.wait({work}, timeout=_POLL_S)
-                found = await _migrations_of(desk, decision)
-                watch(found)
-                if done:
-                    work.result()
-                    return found
+            try:
+                while not work.done():
+                    await asyncio.wait({work}, timeout=_POLL_S)
+                    watch(await _migrations_of(desk, decision))
+            except asyncio.CancelledError:
+                talk.print("interrupted: the migration is brought to its end first", soft_wrap=True)
+                await work
+                raise
+            work.result()
+            return await _migrations_of(desk, decision)
 
-        return self._with_control(order, patience_s=patience_s)
+        return self._with_control(order)
 
-    def _with_control(
-        self, work: Callable[[DirectControl, World], Coroutine[Any, Any, T]], *, patience_s: float = 600.0
-    ) -> T:
+    def _with_control(self, work: Callable[[DirectControl, World], Coroutine[Any, Any, T]]) -> T:
         async def scene() -> T:
             world = self._make_world(self._config)
             journal = SqliteJournal.open(self._state_dir, origin=AUDIT_ORIGIN)

@@ -8,10 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from natwork_ray.adapters import testbed, testbed_requirements
 from natwork_ray.adapters.model_directory import ModelDirectory
-from natwork_ray.backends import LocalJudge, build_world, load_detector, model_bytes, run_started
+from natwork_ray.adapters.testbed_layout import NodeLayout
+from natwork_ray.adapters.testbed_requirements import Toolchain
+from natwork_ray.adapters.testbed_state import TestbedRecord
+from natwork_ray.backends import LocalJudge, build_limi_agent, build_world, load_detector, model_bytes, run_started
 from natwork_ray.config import Config, load_config
 from natwork_ray.domain.actions import Migrate, MigrationMethod, Restart
+from natwork_ray.domain.decisions import Mode
 from natwork_ray.domain.values import Backend
 from natwork_ray.errors import InputError, NatworkError, NotFoundError, PreconditionError, UsageError
 from natwork_ray.profiling.bounds import DEFAULT_MODEL, MAX_MODEL_BYTES
@@ -184,3 +189,41 @@ def test_the_judge_in_this_process_says_what_the_detector_says() -> None:
     window = asyncio.run(world.telemetry.window(end_s=event.end_s, length=config.loop.window))
     judgement = asyncio.run(LocalJudge(detector, profiles).judge(window))
     assert (judgement.verdicts, judgement.degraded) == detector.assess(window, profiles)
+
+
+def test_the_testbed_of_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Everything but the machine: the record is there, and the programs are said to be."""
+    config = _config(backend="testbed", state_dir=str(tmp_path), migration__max_rounds=2, migration__observe_s=0.5)
+    with pytest.raises(PreconditionError, match="no testbed"):
+        build_world(config)
+    layout = NodeLayout(
+        testbed="nw0000", name="node-0", folder=tmp_path / "n", images=tmp_path / "i", netns="nw0000-0",
+        address="10.9.9.2", ssh_port=2222, bridge="nw0000br",
+    )  # fmt: skip
+    record = TestbedRecord(
+        id="nw0000", folder=tmp_path, network="10.9.9.0/24", gateway="10.9.9.1", bridge="nw0000br", nodes=(layout,),
+        started_at_s=1.0,
+    )  # fmt: skip
+    tools = Toolchain(**{name: Path("/bin/true") for name in Toolchain.__dataclass_fields__})
+    monkeypatch.setattr(testbed, "current", lambda _: record)
+    monkeypatch.setattr(testbed_requirements, "require", lambda _: tools)
+
+    async def scene() -> None:
+        world = build_world(config)
+        facts = world.facts()
+        assert (facts.backend, facts.scenario, facts.commissioning_samples) == (Backend.REAL, "nw0000", 360)
+        assert facts.origin_s <= facts.now_s < facts.begins_s < facts.ends_s
+        assert (await world.orchestrator.topology()).containers == ()
+        await world.reach(facts.origin_s + 10.0)
+        window = await world.telemetry.window(end_s=facts.origin_s + 10.0, length=1)
+        assert window.containers == ()
+        start = run_started(config, facts, await world.orchestrator.topology())
+        assert (start.at_s, start.mode, bool(start.token)) == (facts.now_s, Mode.OBSERVE, True)
+        refused = await world.apply(Restart(key="r/0", container="ghost"))
+        assert (refused.done, refused.backend) == (False, Backend.REAL)
+        await world.recover()
+        await world.close()
+        agent, _ = build_limi_agent(config, "node-0", lambda name: agent)
+        assert (agent.node.name, agent._settings.max_rounds, agent._settings.observe_s) == ("node-0", 2, 0.5)
+
+    asyncio.run(scene())

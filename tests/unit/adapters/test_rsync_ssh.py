@@ -216,7 +216,7 @@ def test_a_cancelled_transfer_leaves_no_rsync(stage: Stage) -> None:
 
     async def act(transfer: RsyncSsh) -> None:
         sending = asyncio.create_task(_send(transfer))
-        while not stage.ran():  # noqa: ASYNC110 - another process writes it
+        while not stage.ran() or (stage.mode / "rsync").read_text():  # noqa: ASYNC110 - another process does
             await asyncio.sleep(0.001)
         sending.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -252,6 +252,39 @@ def test_a_large_volume_is_hashed_when_rsync_has_ended(stage: Stage, monkeypatch
         assert (await transfer.send_volume("web", target="node-1", key="key")).sent_bytes == 1000
 
     stage.play(act)
+
+
+def test_a_volume_that_is_written_to_is_not_compared(
+    stage: Stage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before the freeze; afterwards the same difference is an error."""
+    (stage.here.rootfs("web") / "data").mkdir(parents=True)
+    (stage.here.rootfs("web") / "pages-1.img").write_bytes(b"written on")
+    states = iter([False, True])
+    monkeypatch.setattr(rsync_ssh, "stands_still", lambda *_: next(states))
+    stage.rsyncs("corrupt", "corrupt", "corrupt")
+
+    async def act(transfer: RsyncSsh) -> None:
+        sent = await transfer.send_volume("web", target="node-1", key="key")
+        assert sent.digest == digest(stage.there.rootfs("web"))[1]
+        with pytest.raises(VerificationError):
+            await transfer.send_volume("web", target="node-1", key="key")
+
+    stage.play(act)
+
+
+@pytest.mark.parametrize(
+    ("file", "frozen", "thawed"), [("freezer.state", "FROZEN", "THAWED"), ("cgroup.freeze", "1", "0")]
+)
+def test_the_freezer_says_whether_a_container_writes(
+    stage: Stage, tmp_path: Path, file: str, frozen: str, thawed: str
+) -> None:
+    assert rsync_ssh.stands_still(stage.here, "web", tmp_path)
+    folder = tmp_path / ("freezer" if file == "freezer.state" else "") / stage.here.cgroup("web").lstrip("/")
+    folder.mkdir(parents=True)
+    for text, still in ((frozen, True), (thawed, False)):
+        (folder / file).write_text(f"{text}\n")
+        assert rsync_ssh.stands_still(stage.here, "web", tmp_path) is still
 
 
 def test_tunnels_are_kept_by_key_and_taken_back(stage: Stage) -> None:
@@ -371,9 +404,6 @@ def test_a_machine_without_python_is_refused(monkeypatch: pytest.MonkeyPatch) ->
 def test_a_program_that_takes_too_long_is_killed() -> None:
     with pytest.raises(TimedOutError, match=r"sleep did not end within 0\.01 s"):
         asyncio.run(ssh_way.run(["/bin/sleep", "60"], {}, 0.01))
-
-
-# --- the digest ---------------------------------------------------------------------------------------------------
 
 
 def _tree(folder: Path) -> Path:

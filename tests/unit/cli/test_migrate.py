@@ -17,10 +17,17 @@ from natwork_ray.backends import World, build_world
 from natwork_ray.cli.migrating import InProcess, ThroughDoors
 from natwork_ray.cli.migration_view import PhaseBars, consideration_lines, gantt, state_of, told
 from natwork_ray.config import Config, load_config
-from natwork_ray.control.desk import Migration, MoveWish, ServiceWish
+from natwork_ray.control.desk import Consideration, Migration, MoveWish, ServiceWish
+from natwork_ray.control.events import PlannedStart
 from natwork_ray.domain.actions import ActionOutcome, Migrate, MigrationMethod, Phase
-from natwork_ray.domain.decisions import DecisionStatus
-from natwork_ray.domain.migrations import MigrationProgress, MigrationRecord, MigrationState
+from natwork_ray.domain.decisions import Decision, DecisionStatus, MitigationKind, Mode
+from natwork_ray.domain.migrations import (
+    MethodReason,
+    MigrationOutlook,
+    MigrationProgress,
+    MigrationRecord,
+    MigrationState,
+)
 from natwork_ray.domain.values import Backend, plain
 from natwork_ray.errors import ActionError, ExitCode, PreconditionError, RefusedError, TimedOutError
 
@@ -184,6 +191,10 @@ def test_one_emulated_world_for_one_command(natwork: Any, tmp_path: Path) -> Non
     order = ("migrate", moved.name, "--to", target, "--backend", "emulated", "--by", "ada")
     foretold = json.loads(natwork(*command, *order, "--dry-run", "--json").out)
     assert (foretold["decision"]["status"], len(foretold["outlooks"][0]["forecasts"])) == ("issued", 4)
+    told_so = natwork(*command, *order, "--dry-run").err
+    assert "would be carried out" in told_so
+    assert "*" + foretold["outlooks"][0]["chosen"] in told_so
+    assert "s of downtime left" in told_so
     ended = natwork(*command, *order, "--json")
     document = json.loads(ended.out)
     assert (ended.code, document["state"], document["backend"]) == (0, "migrated", "emulated")
@@ -210,6 +221,7 @@ class RealLike:
     def __init__(self, config: Config) -> None:
         self._world = build_world(config)
         self.failing: Exception | None = None
+        self.interrupting = False
         self.recovered = self.closed = 0
 
     def make(self, _: Config) -> World:
@@ -233,6 +245,10 @@ class FailingRuntime:
     async def migrate(self, instruction: Migrate) -> ActionOutcome:
         if self._real.failing is not None:
             raise self._real.failing
+        if self._real.interrupting:
+            (command,) = (t for t in asyncio.all_tasks() if "scene" in repr(t.get_coro()))
+            command.cancel()  # as Ctrl-C does
+            await asyncio.sleep(0.01)
         return await self._world.runtime.migrate(instruction)
 
 
@@ -298,6 +314,19 @@ def test_what_a_killed_command_left_is_finished_by_the_next(tmp_path: Path, natw
     assert state_of(found) == "migrated"
 
 
+def test_an_interrupt_does_not_stop_it_half_way(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    state = tmp_path / "state"
+    real = RealLike(small(state))
+    real.interrupting = True
+    wish = free_move(real)
+    with pytest.raises(asyncio.CancelledError):
+        carry_out(real, state, wish, "k-1")
+    assert "interrupted: the migration is brought to its end" in capsys.readouterr().err
+    real.interrupting = False
+    (found,) = carry_out(real, state, wish, "k-1")
+    assert state_of(found) == "migrated"
+
+
 def test_a_failure_before_the_beginning_is_told(tmp_path: Path) -> None:
     real = RealLike(small(tmp_path / "state"))
     real.failing = ActionError("the image is gone", hint="look for it")
@@ -348,6 +377,34 @@ def test_the_gantt_lies_in_time() -> None:
 def test_states_without_an_outcome(status: DecisionStatus, state: str) -> None:
     document = told(migration(status=status, outcome=None))
     assert (document["state"], document["downtime_s"], document["phases"]) == (state, None, [])
+
+
+def test_a_dry_run_says_what_is_not_possible_and_when_who_begins() -> None:
+    outlook = MigrationOutlook(
+        container="echo", source="node-0", target="node-1", backend=Backend.REAL, weight=0.2, load=None, forecasts=(),
+        chosen=None, chosen_by="", reason="", impossible=(MethodReason(method=MigrationMethod.COLD, reason="no criu"),),
+    )  # fmt: skip
+    decision = Decision(
+        id="d-1", at_s=0.0, container="shop", mode=Mode.OBSERVE, status=DecisionStatus.REFUSED, verdict=None,
+        mitigation=MitigationKind.OPERATOR_MOVE, reason="no room", predicted_downtime_s=0.0, instructions=(),
+        rejected=(),
+    )  # fmt: skip
+    starts = (PlannedStart(container="echo", starts_s=1.5),)
+    lines = consideration_lines(Consideration(decision=decision, outlooks=(outlook,), quota=(), starts=starts))
+    assert lines[0] == "would be refused: no room"
+    assert lines[1].endswith("beginning after 1.50 s")
+    assert lines[-1].strip() == "not cold: no criu"
+
+
+def test_bars_come_and_go() -> None:
+    with PhaseBars(quiet=False) as bars:
+        bars.show([migration(status=DecisionStatus.ISSUED, outcome=None)])
+        bars.show([running("dump", "volume transfer")])
+        bars.show([migration()])
+        tasks = {t.description: t.finished for t in bars._progress.tasks}
+    assert tasks["echo: pre-dump"]
+    assert tasks["echo: dump"]
+    assert all(tasks.values())
 
 
 def test_no_testbed_no_world(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The courier beside the turns: each order once under way, reported when it is over, tried again when nobody answered."""
+"""The courier beside the turns: each order under way once, reported when over, asked for again when unanswered."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def move(world: Any, control: Control, container: str, at_s: float = 5.0) -> str
 
 async def until(true: Callable[[], bool]) -> None:
     async with asyncio.timeout(5.0):
-        while not true():
+        while not true():  # noqa: ASYNC110 - a condition, not a moment
             await asyncio.sleep(0)
 
 
@@ -83,7 +83,7 @@ def at_work(world: Any, scene: Callable[[Control, Hands, list[str]], Any]) -> No
 
         courier = Courier(
             control=control, orchestrator=Orchestrator(world),  # type: ignore[arg-type]
-            node_hands={n: hands for n in ("edge", "core", "cloud")}, cluster_hands=hands,
+            node_hands=dict.fromkeys(("edge", "core", "cloud"), hands), cluster_hands=hands,
         )  # fmt: skip
         work = asyncio.create_task(courier.keep_delivering(lambda: 50.0, pause_s=0.0, trouble=trouble))
         await scene(control, hands, told)
