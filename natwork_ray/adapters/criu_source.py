@@ -119,8 +119,10 @@ class SourceDumps:
             raise
         if not in_time:
             # The machine was so slow that CRIU may have read a socket that still accepted. Closed is closed: once more.
-            await node.end(container, key)
-            node.fresh(folder), node.fresh(work)
+            await self.forget(container, key)
+            await node.end(container, key, gently=not lazy)
+            for place in (folder, work):
+                node.fresh(place)
             await cgroup.freeze()
             port = 0
             if lazy:

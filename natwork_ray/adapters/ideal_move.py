@@ -34,7 +34,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from natwork_ray.adapters.container_cgroup import ContainerCgroup
-from natwork_ray.adapters.container_network import free_port
+from natwork_ray.adapters.container_network import ContainerNetwork, free_port
+from natwork_ray.adapters.subprocesses import SubprocessRunner
 from natwork_ray.adapters.testbed_layout import NodeLayout
 from natwork_ray.adapters.testbed_network import NETNS
 from natwork_ray.adapters.testbed_requirements import Toolchain
@@ -64,6 +65,7 @@ class IdealMove:
         self._env = environment(record.id)
         self._masters: dict[tuple[str, str], list[str]] = {}
         self._number = 0
+        self._tunnel = ""
         self._phases: list[Phase] = []
         self._began_s = 0.0
 
@@ -129,9 +131,13 @@ class IdealMove:
 
     async def _pre_dump(self, here: NodeLayout, container: str, key: str, images: str) -> None:
         cgroup = ContainerCgroup(here.cgroup(container))
+        network = ContainerNetwork(here.container_netns(container), self._tools, SubprocessRunner(), self._env)
         began = time.monotonic()
         await cgroup.freeze()
+        # CRIU is told not to lock the network, and fails when its sockets change under its hands.
+        await network.close()
         await asyncio.to_thread(self._checkpoint, here, container, key, images)
+        await network.open()
         cgroup.thaw()
         self._note(Verb.PRE_DUMP, began)
 
@@ -227,15 +233,16 @@ class IdealMove:
             self._masters[here.name, there.name] = [*ssh, "-O", "exit", there.address]
 
     def _forward(self, here: NodeLayout, there: NodeLayout, port: int) -> int:
-        said = self._run(
-            [*self._ssh(here, there), "-O", "forward", "-R", f"127.0.0.1:0:127.0.0.1:{port}", there.address]
-        )
+        said = self._control("forward", here, there, f"127.0.0.1:0:127.0.0.1:{port}")
+        self._tunnel = f"127.0.0.1:{int(said)}:127.0.0.1:{port}"
         return int(said)
 
     def _unforward(self, here: NodeLayout, there: NodeLayout) -> None:
-        # One tunnel at a time: all of them.
-        self._run(self._masters.pop((here.name, there.name)))
-        self._open(here, there)
+        # Only the tunnel: a fresh connection would be slower at first, and the next move would pay for it.
+        self._control("cancel", here, there, self._tunnel)
+
+    def _control(self, command: str, here: NodeLayout, there: NodeLayout, forward: str) -> str:
+        return self._run([*self._ssh(here, there), "-O", command, "-R", forward, there.address])
 
     def _send(self, here: NodeLayout, there: NodeLayout, key: str, images: str, basis: str | None) -> None:
         difference = ["--no-whole-file", f"--copy-dest=../{basis}"] if basis else ["--whole-file"]

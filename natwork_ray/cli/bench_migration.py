@@ -121,6 +121,7 @@ def real(
     def told(what: str, done: int) -> None:
         bar.update(task, description=what, completed=done)
 
+    load_before = os.getloadavg()[0]
     with state_folder() as folder:
         result = asyncio.run(measure(plan, folder, rng=random.Random(seed), told=told))  # noqa: S311
     document = figures(result.measurements, seed=seed)
@@ -129,7 +130,12 @@ def real(
     document["versions"] = dict(result.versions)
     document["sizes"] = dict(result.sizes)
     document["leftovers"] = list(result.leftovers)
-    return _whole(document, Backend.REAL, workload, seed, dict(result.notes))
+    notes = dict(result.notes)
+    if load_before > (os.cpu_count() or 1) / 2:
+        notes["busy"] = (
+            f"the machine was busy before the first move (load {load_before:.1f}): expect worse than on a quiet one"
+        )
+    return _whole(document, Backend.REAL, workload, seed, notes)
 
 
 def rows(document: dict[str, Any]) -> list[dict[str, Any]]:

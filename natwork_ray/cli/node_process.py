@@ -206,7 +206,11 @@ def calls_of(record: TestbedRecord, node: str, *, via: str | None = None) -> Nod
         if via is None:
             connection = socket.socket(socket.AF_UNIX)
             connection.settimeout(_CONNECT_S)
-            connection.connect(str(socket_path(layout)))
+            try:
+                connection.connect(str(socket_path(layout)))
+            except OSError:
+                connection.close()
+                raise
         else:
             address = (layout.address, PORT)
             connection = inside(record.node(via).netns, lambda: socket.create_connection(address, timeout=_CONNECT_S))

@@ -79,9 +79,12 @@ class MigrationForecast:
 class MigrationState(StrEnum):
     """Where a migration stands. All but `running` are final.
 
-    `migrated`: the container runs on the target. `rolled_back`: it runs on the source, as before. `refused`: nothing
-    was begun. `restarted`: it runs on one node, but its memory since the last complete checkpoint was lost (only after
-    the point of no return of post-copy and hybrid).
+    `migrated`: the container runs on the target. `rolled_back`: it runs on the source, with its memory; but see
+    `lost_s` of the record. `refused`: nothing was begun. `restarted`: it runs on one node, but from its beginning: all
+    that it had in memory is lost. That is the last resort of going back, taken when neither its processes nor a
+    complete checkpoint were left on the source: with post-copy and hybrid, when its memory had gone to the target and
+    did not arrive; with any method, when what the source held cannot be brought back to life. What was lost after
+    `rolled_back`, the record's `lost_s` tells.
     """
 
     RUNNING = "running"
@@ -98,8 +101,9 @@ class MigrationRecord:
     `phases` hold `starts_s` (from the start of the migration), duration and sizes; some overlap. `downtime_s` is the
     approximate downtime of D3.3 (dump + transfer + restore, as they lay in time: from the freeze to the restored
     container); `client_downtime_s` is the longest gap that a client saw, queueing included, where one was watching.
-    `point_of_no_return_s` counts from the start; None where the method has none, or it was not reached. `runs_on` is
-    where the container was when the record was closed.
+    `point_of_no_return_s` counts from the start; None where the method has none, or it was not reached. `lost_s` is
+    None unless the container came back from beyond it: for so many seconds it had run on the target, and what it did
+    and answered there is gone. `runs_on` is where the container was when the record was closed.
     """
 
     key: str
@@ -117,6 +121,7 @@ class MigrationRecord:
     pre_copy_rounds: int = 0
     client_downtime_s: float | None = None
     point_of_no_return_s: float | None = None
+    lost_s: float | None = None
     load: ContainerLoad | None = None
     forecast: MigrationForecast | None = None
     chosen_by: str = "operator"  # operator, model, rule

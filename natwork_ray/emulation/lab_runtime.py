@@ -218,7 +218,7 @@ class LabRuntime:
         self._lab.strike("await_pages_served", container)
         for node, there in self._lab.state(container).presences.items():
             if node != self._node and there.key == key and there.fetched is not None:
-                served = await asyncio.shield(there.fetched)
+                served = await _arrived(there.fetched, container)
                 self._here(container).serves = None
                 self._lab.strike("await_pages_served", container, after=True)
                 return served
@@ -285,10 +285,10 @@ class LabRuntime:
     async def await_pages_fetched(self, container: str, *, key: str) -> float:
         """Until all memory is here."""
         self._lab.strike("await_pages_fetched", container)
-        presence = self._here(container)
+        presence = self._here(container, ContainerState.RUNNING)
         if presence.fetched is None or presence.key != key:
             return 0.0
-        fetched = await asyncio.shield(presence.fetched)
+        fetched = await _arrived(presence.fetched, container)
         self._lab.strike("await_pages_fetched", container, after=True)
         return fetched
 
@@ -350,6 +350,14 @@ class LabRuntime:
         if presence.fetched is not None and presence.fetched.done():
             presence.fetched = None
         lab.strike("clean", container, after=True)
+
+
+async def _arrived(pages: asyncio.Task[float], container: str) -> float:
+    """Wait for pages on their way, which go on when the one who waits is gone."""
+    await asyncio.wait({pages})
+    if pages.cancelled():
+        raise ActionError(f"the pages of {container} were ended", hint="its memory is not whole: it has to go back")
+    return pages.result()
 
 
 def _seen(task: asyncio.Task[float]) -> None:

@@ -60,12 +60,9 @@ class _Performer:
     agents: LabAgents
     home: str
     node: str
-    before: Before | None
 
     async def perform(self, step: Step) -> StepReport:
         """Across the link, if it is another node: it may be cut, and it has a round trip."""
-        if self.before is not None:
-            await self.before(step)
         lab = self.agents.lab
         if self.node != self.home:
             await asyncio.sleep(lab.network.link(self.home, self.node).rtt_s)
@@ -139,7 +136,7 @@ class LabAgents:
     ) -> MigrationRecord:
         """Move a container, from where it runs now; the record says what came of it. Never raises for a failure.
 
-        `key` None numbers the container's migrations. `before` is awaited before every step: a gate may hold it there.
+        `key` None numbers the container's migrations. `before` is awaited before every step, see `drive`.
 
         Raises:
             NotFoundError, ConflictError: no such container, or it runs nowhere (another migration is under way).
@@ -165,10 +162,11 @@ class LabAgents:
         task = asyncio.create_task(
             drive(
                 started,
-                source=_Performer(self, source, source, before),
-                target=_Performer(self, source, target, before),
+                source=_Performer(self, source, source),
+                target=_Performer(self, source, target),
                 journal=agent.journal,
                 clock=lab.clock,
+                before=before,
             )
         )
         agent.driving[started.key] = task
@@ -204,8 +202,8 @@ class LabAgents:
             agent.driving[started.key] = asyncio.create_task(
                 recover(
                     started.key,
-                    source=_Performer(self, node, node, None),
-                    target=_Performer(self, node, started.target, None),
+                    source=_Performer(self, node, node),
+                    target=_Performer(self, node, started.target),
                     journal=agent.journal,
                     clock=self.lab.clock,
                 )

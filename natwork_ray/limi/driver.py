@@ -9,6 +9,8 @@ Rules kept:
   they work: between freeze and restore only the restore itself waits for an fsync.
 - A `NatworkError` from a performer means that the step failed without effect, except `TimedOutError`, which means, as
   any other exception does, that nobody knows: the step is lost.
+- With `before`, each first attempt on the way forward is held until that has returned: no time-out runs, and what is
+  recorded of the hold is a phase of its own.
 - Cancelling the coroutine ends waiting, not the steps: `recover` settles what its journal tells.
 
     record = await drive(started, source=node_a, target=node_b, journal=journal, clock=clock)
@@ -24,7 +26,15 @@ from typing import Protocol
 
 from natwork_ray.domain.migrations import MigrationProgress, MigrationRecord
 from natwork_ray.domain.values import decode, encode
-from natwork_ray.errors import ConflictError, InputError, NatworkError, NotFoundError, StoreError, TimedOutError
+from natwork_ray.errors import (
+    ActionError,
+    ConflictError,
+    InputError,
+    NatworkError,
+    NotFoundError,
+    StoreError,
+    TimedOutError,
+)
 from natwork_ray.limi.machine import Migration
 from natwork_ray.limi.register import SUFFIX
 from natwork_ray.limi.retries import Timeouts
@@ -33,6 +43,7 @@ from natwork_ray.limi.steps import (
     Cancelled,
     CoordinatorRecovered,
     Finish,
+    Hold,
     Instruction,
     MigrationEvent,
     MigrationStarted,
@@ -42,6 +53,7 @@ from natwork_ray.limi.steps import (
     StepDone,
     StepFailed,
     StepLost,
+    StepReleased,
     StepReport,
     Wait,
     WaitOver,
@@ -78,12 +90,15 @@ async def drive(
     timeouts: Timeouts | None = None,
     progress: Callable[[MigrationProgress], None] | None = None,
     cancelled: asyncio.Future[str] | None = None,
+    before: Callable[[Step], Awaitable[None]] | None = None,
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
 ) -> MigrationRecord:
     """Carry a migration out, to its end in one direction or the other.
 
-    `progress` is called after every change. `cancelled` may be given a reason at any time: the migration is rolled
-    back if no restore was handed out yet. `sleep` waits for back-offs.
+    `progress` is called after every change. `cancelled` may be given a reason at any time: the migration is rolled back
+    if no restore was handed out yet. `before` is awaited before each step in `steps.GATED` is handed to its side, at
+    its first attempt; what it raises counts as that step's failure, and it is cancelled when the step is no longer
+    wanted. `sleep` waits for back-offs.
 
     Raises:
         ConflictError: a migration of that key was begun before and is not over.
@@ -91,8 +106,8 @@ async def drive(
     """
     if journal.read(start.key):
         raise ConflictError(f"migration {start.key} was begun before", hint="recover it, or use a key of its own")
-    drive = _Drive(Migration(), start.key, source, target, journal, clock, timeouts, progress, sleep)
-    drive.take([start])
+    drive = _Drive(Migration(), start.key, source, target, journal, clock, timeouts, progress, sleep, before)
+    drive.take([replace(start, gated=before is not None)])
     drive.write()
     return await drive.run(cancelled)
 
@@ -178,6 +193,7 @@ class _Drive:
         timeouts: Timeouts | None,
         progress: Callable[[MigrationProgress], None] | None,
         sleep: Callable[[float], Awaitable[None]],
+        before: Callable[[Step], Awaitable[None]] | None = None,
     ) -> None:
         self.machine = machine
         self.instructions: list[Instruction] = []
@@ -188,6 +204,7 @@ class _Drive:
         self._timeouts = timeouts or Timeouts()
         self._progress = progress
         self._sleep = sleep
+        self._before = before
         self._events: asyncio.Queue[MigrationEvent] = asyncio.Queue()
         self._unwritten: list[bytes] = []
         self._tasks: dict[int, asyncio.Task[None]] = {}
@@ -244,6 +261,8 @@ class _Drive:
                         self._events.put_nowait(self._failure(step, refusal))
                     else:
                         self._begin(step.number, self._perform(step))
+                case Hold(step=step) if step.number not in dropped:
+                    self._begin(step.number, self._hold(step))
                 case Wait(step=step, seconds=seconds) if step.number not in dropped:
                     self._begin(step.number, self._wait(step, seconds))
                 case Abandon(number=number):
@@ -274,6 +293,20 @@ class _Drive:
             former.cancel()
         self._tasks[number] = asyncio.ensure_future(work)
 
+    async def _hold(self, step: Step) -> None:
+        event: MigrationEvent
+        try:
+            if self._before is not None:  # a migration that was gated before its coordinator died has no gates any more
+                await self._before(step)
+            event = StepReleased(at_s=self._clock.now_s(), number=step.number)
+        except NatworkError as error:
+            event = self._failure(step, error)
+        except Exception as error:
+            logger.exception("hold before step %s of migration %s", step.verb, self._key)
+            told = ActionError(f"the hold before it: {type(error).__name__}: {error}", hint="see the agent's log")
+            event = self._failure(step, told)
+        self._events.put_nowait(event)
+
     async def _perform(self, step: Step) -> None:
         event: MigrationEvent
         try:
@@ -283,14 +316,14 @@ class _Drive:
             try:
                 encode(event)
             except InputError as error:
-                event = self._loss(step, f"its report cannot be journalled: {error.what}")
+                event = self._loss(step, f"its report cannot be journalled: {error.what}", error.hint)
         except asyncio.CancelledError as error:
             task = asyncio.current_task()
             if task is None or task.cancelling():
                 raise
             event = self._loss(step, f"its side gave it up: {error}")
         except TimedOutError as error:
-            event = self._loss(step, error)
+            event = self._loss(step, error.what, error.hint)
         except TimeoutError:
             event = self._loss(step, f"no answer within {self._timeouts.of(step.verb):g} s")
         except NatworkError as error:
@@ -304,8 +337,10 @@ class _Drive:
         await self._sleep(seconds)
         self._events.put_nowait(WaitOver(at_s=self._clock.now_s(), number=step.number, attempt=step.attempt))
 
-    def _loss(self, step: Step, error: object) -> StepLost:
-        return StepLost(at_s=self._clock.now_s(), number=step.number, error=_text(str(error)), attempt=step.attempt)
+    def _loss(self, step: Step, error: str, hint: str = "") -> StepLost:
+        return StepLost(
+            at_s=self._clock.now_s(), number=step.number, error=_text(error), hint=_text(hint), attempt=step.attempt
+        )
 
     def _failure(self, step: Step, error: NatworkError) -> StepFailed:
         return StepFailed(

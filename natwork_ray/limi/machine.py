@@ -18,6 +18,9 @@ Rules kept (docs/live-migration.md tells them with pictures):
    taken up again; the record says what was lost.
 4. A lost attempt is repeated under the same number, an attempt that failed is not: see `natwork_ray.limi.retries`.
 5. A step that is no longer wanted is abandoned, not awaited: withdraw and revive end it on their side first.
+6. In a gated migration (`MigrationStarted.gated`) each first attempt on the way forward is held until `StepReleased`.
+   A held step has not begun: before a restore that is held, going back needs nobody's leave. A coordinator that died
+   while it held a step asks for it, when it is back, without a hold.
 
     >>> machine = Migration()
     >>> [i.step.verb.value for i in machine.handle(MigrationStarted(at_s=0.0, key="k", container="c", source="a",
@@ -36,22 +39,27 @@ from natwork_ray.domain.runtime import Revival
 from natwork_ray.errors import ConflictError
 from natwork_ray.limi import plan, retries
 from natwork_ray.limi.asking import problem_with, step_for
-from natwork_ray.limi.chronicle import Chronicle
+from natwork_ray.limi.chronicle import Chronicle, hold_name
 from natwork_ray.limi.outstanding import Asked, Outstanding
 from natwork_ray.limi.plan import Task
 from natwork_ray.limi.steps import (
+    GATED,
+    SIDE_OF,
     WITHDRAWN,
     Abandon,
     Cancelled,
     CoordinatorRecovered,
     Finish,
+    Hold,
     Instruction,
     MigrationEvent,
     MigrationStarted,
     Perform,
+    Side,
     StepDone,
     StepFailed,
     StepLost,
+    StepReleased,
     StepReport,
     Verb,
     Wait,
@@ -122,7 +130,9 @@ class Migration:
         """Where the migration stands. Repeated steps are named with the attempt that is under way."""
         start = self._log.started
         under_way = tuple(
-            asked.step.verb.value + (f" (attempt {asked.step.attempt})" if asked.step.attempt > 1 else "")
+            hold_name(asked.task.verb)
+            if asked.held_since_s is not None
+            else asked.task.verb.value + (f" (attempt {asked.step.attempt})" if asked.step.attempt > 1 else "")
             for asked in self._asked.all()
         )
         if self.course in (Course.ASKING, Course.FORCING):
@@ -155,6 +165,8 @@ class Migration:
                 self._advance(event.at_s)
         elif self.started and self.course is not Course.OVER:
             match event:
+                case StepReleased():
+                    self._released(event)
                 case WaitOver():
                     self._wait_over(event)
                 case StepDone():
@@ -171,6 +183,11 @@ class Migration:
                     assert_never(event)
         out, self._out = tuple(self._out), []
         return out
+
+    def _released(self, event: StepReleased) -> None:
+        if asked := self._asked.held(event.number):
+            self._end_hold(asked, event.at_s)
+            self._hand_out(asked, event.at_s)
 
     def _wait_over(self, event: WaitOver) -> None:
         if asked := self._asked.waiting(event.number, event.attempt):
@@ -190,17 +207,19 @@ class Migration:
 
     def _step_failed(self, event: StepFailed) -> None:
         if asked := self._asked.under_way(event.number, event.attempt):
+            self._end_hold(asked, event.at_s)
             self._failed(asked, event.error, event.hint, event.at_s)
 
     def _step_lost(self, event: StepLost) -> None:
         if asked := self._asked.under_way(event.number, event.attempt):
-            self._lost(asked, event.error, event.at_s)
+            self._lost(asked, event.error, event.hint, event.at_s)
 
     def _recovered(self, event: CoordinatorRecovered) -> None:
         self._asked.new_life()
         for asked in self._asked.all():
             if asked in self._asked.all():  # giving one up may abandon the others
-                self._lost(asked, "the source's agent died meanwhile", event.at_s)
+                self._end_hold(asked, event.at_s)
+                self._lost(asked, "the source's agent died meanwhile", "", event.at_s)
 
     def _cancelled(self, event: Cancelled) -> None:
         if self.course is Course.FORWARD and not self._restore_begun:
@@ -233,12 +252,12 @@ class Migration:
                 self._cleaned.add(Verb.WITHDRAW)
                 self._running_on = None
                 self.course = Course.RETURNING
-                self._say_what_is_lost(at_s)
+                log.lost(at_s)
             case Verb.WITHDRAW:
                 self.course = Course.FORWARD
                 self._arrived(at_s)
             case Verb.FORCE_WITHDRAW:
-                log.up(at_s)
+                log.never_down()
                 log.whole_at_s = at_s
                 self._running_on = log.started.target
                 for verb in (Verb.PAGES_FETCHED, Verb.PAGES_SERVED):
@@ -267,20 +286,18 @@ class Migration:
         if self._lazy and self._log.point_of_no_return_at_s is None:
             self._log.point_of_no_return_at_s = at_s
 
-    def _say_what_is_lost(self, at_s: float) -> None:
-        log = self._log
-        if log.point_of_no_return_at_s is not None:
-            gone_s = max(0.0, at_s - log.point_of_no_return_at_s)
-            log.blame(f"what the container did on {log.started.target} for {gone_s:.3f} s is lost")
-
     # Failures.
 
-    def _lost(self, asked: Asked, error: str, at_s: float) -> None:
+    def _lost(self, asked: Asked, error: str, hint: str, at_s: float) -> None:
         verb = asked.task.verb
-        if self._until_answered(verb) or asked.step.attempt < retries.attempts(verb):
+        if asked.lost_since_s is None:
+            asked.lost_since_s = at_s
+        patient = at_s - asked.lost_since_s < retries.patience_s(verb)
+        if patient or self._until_answered(verb) or asked.step.attempt < retries.attempts(verb):
             self._out.append(self._asked.again(asked))
         else:
-            self._give_up(asked, f"no answer in {asked.step.attempt} attempts, the last: {error}", "", at_s)
+            hint = hint or f"see whether the agent of {self._node(verb)} runs and can be reached"
+            self._give_up(asked, f"no answer in {asked.step.attempt} attempts, the last: {error}", hint, at_s)
 
     def _failed(self, asked: Asked, error: str, hint: str, at_s: float) -> None:
         verb = asked.task.verb
@@ -405,9 +422,12 @@ class Migration:
 
     def _ask(self, task: Task, at_s: float, *, delay_s: float = 0.0) -> None:
         step = step_for(task, self._asked.next_number(), self._log.started, self._done)
-        asked = Asked(step=step, task=task, waiting=delay_s > 0)
+        held = self._log.started.gated and task.verb in GATED and not delay_s
+        asked = Asked(step=step, task=task, waiting=held or delay_s > 0, held_since_s=at_s if held else None)
         self._asked.add(asked)
-        if asked.waiting:
+        if held:
+            self._out.append(Hold(step=asked.step))
+        elif asked.waiting:
             self._out.append(Wait(step=asked.step, seconds=delay_s))
         else:
             self._hand_out(asked, at_s)
@@ -423,8 +443,14 @@ class Migration:
 
     def _end(self, asked: Asked, at_s: float, report: StepReport | None) -> None:
         self._asked.remove(asked)
+        self._end_hold(asked, at_s)
         if asked.began_s is not None:
             self._log.ended(asked.task.verb, began_s=asked.began_s, at_s=at_s, report=report)
+
+    def _end_hold(self, asked: Asked, at_s: float) -> None:
+        if asked.held_since_s is not None:
+            self._log.held(asked.task.verb, since_s=asked.held_since_s, at_s=at_s)
+            asked.held_since_s = None
 
     def _abandon_all(self, at_s: float) -> None:
         for asked in self._asked.all():
@@ -433,7 +459,7 @@ class Migration:
 
     def _node(self, verb: Verb) -> str:
         start = self._log.started
-        return start.target if verb in (Verb.WITHDRAW, Verb.SETTLE_TARGET) else start.source
+        return start.target if SIDE_OF[verb] is Side.TARGET else start.source
 
     @property
     def _restore_begun(self) -> bool:

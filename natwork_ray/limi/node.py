@@ -8,6 +8,8 @@ Rules kept:
 - Steps go on when their caller goes away. What ends them is the step that replaces them: revive, withdraw, force
   withdraw, settle and clean cancel every older step of the same key and side here and wait for its end; afterwards
   older ones are refused.
+- A container is not ended on a guess. Told to force a withdrawal, the target asks its runtime first whether all memory
+  has arrived in spite of everything: the daemon that fetches it outlives an agent that was killed.
 - The target's word is durable before it is given (`natwork_ray.limi.register`): "restored" is noted after the
   container runs, "withdrawn" before anything is ended. A container that runs and could not be noted is ended again.
 
@@ -18,18 +20,22 @@ room for a container on the target, since no port tells of it: a restore that do
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import OrderedDict
 from collections.abc import Awaitable
 from dataclasses import dataclass, field
 
 from natwork_ray.domain.phases import MigrationMethod
 from natwork_ray.domain.runtime import ContainerSpec, ContainerState, RuntimeAbilities
-from natwork_ray.errors import ActionError, ConflictError, NatworkError, PreconditionError, UsageError
+from natwork_ray.errors import ActionError, ConflictError, NatworkError, PreconditionError, TimedOutError, UsageError
 from natwork_ray.limi.register import Register, Standing
 from natwork_ray.limi.steps import RESTORED, SIDE_OF, WITHDRAWN, Side, Step, StepReport, Verb
 from natwork_ray.ports import AddressBridge, Clock, ContainerRuntime, ImageTransfer, MigrationJournal
 
+logger = logging.getLogger(__name__)
+
 REMEMBERED = 4096  # steps whose answers are kept; a migration has about 20
+LAST_PAGES_S = 10.0  # that a forced withdrawal gives to pages which are still arriving
 
 _FENCES = frozenset(
     {Verb.REVIVE, Verb.CLEAN_SOURCE, Verb.SETTLE_SOURCE, Verb.WITHDRAW, Verb.FORCE_WITHDRAW, Verb.SETTLE_TARGET}
@@ -303,6 +309,8 @@ class LimiNode:
 
     async def _withdraw(self, step: Step) -> StepReport:
         register = self._register(step.container)
+        if step.verb is Verb.FORCE_WITHDRAW and register.standing(step.key) is Standing.RESTORED:
+            await self._look_for_pages(step, register)
         standing = register.standing(step.key)
         if standing is Standing.WHOLE or (standing is Standing.RESTORED and step.verb is Verb.WITHDRAW):
             return StepReport(decided=RESTORED)
@@ -312,6 +320,20 @@ class LimiNode:
             await self.runtime.destroy(step.container, key=step.key)
             await _all(self.bridge.remove(step.container), self.runtime.clean(step.container, key=step.key))
         return StepReport(decided=WITHDRAWN)
+
+    async def _look_for_pages(self, step: Step, register: Register) -> None:
+        """Note `whole` if the container runs with all its memory. A runtime without an answer is asked again later."""
+        try:
+            async with asyncio.timeout(LAST_PAGES_S):
+                await self.runtime.await_pages_fetched(step.container, key=step.key)
+                status = await self.runtime.status(step.container)
+        except TimedOutError:
+            raise
+        except (NatworkError, TimeoutError) as error:
+            logger.warning("%s is ended on %s, its memory is not whole: %s", step.container, self.name, error)
+            return
+        if status.state is ContainerState.RUNNING:
+            register.note(step.key, Standing.WHOLE)
 
     # The register.
 

@@ -13,12 +13,14 @@ NUMBERS_PER_LIFE = 100_000  # of a coordinator: more steps than one ever asks fo
 
 @dataclass
 class Asked:
-    """A step that was handed out, or that waits for its back-off."""
+    """A step that was handed out, that is held, or that waits for its back-off."""
 
     step: Step
     task: Task
     waiting: bool
     began_s: float | None = None  # first handing out
+    held_since_s: float | None = None
+    lost_since_s: float | None = None  # first loss
 
 
 class Outstanding:
@@ -69,9 +71,16 @@ class Outstanding:
         return asked if asked is not None and asked.began_s is not None else None
 
     def under_way(self, number: int, attempt: int) -> Asked | None:
-        """The step, if this very attempt at it is under way."""
+        """The step, if this very attempt at it is under way, or held."""
         asked = self._asked.get(number)
-        return asked if asked is not None and not asked.waiting and asked.step.attempt == attempt else None
+        if asked is None or asked.step.attempt != attempt or (asked.waiting and asked.held_since_s is None):
+            return None
+        return asked
+
+    def held(self, number: int) -> Asked | None:
+        """The step, if it is held."""
+        asked = self._asked.get(number)
+        return asked if asked is not None and asked.held_since_s is not None else None
 
     def waiting(self, number: int, attempt: int) -> Asked | None:
         """The step, if it waits to be handed out for this attempt."""

@@ -4,6 +4,10 @@ Two kinds of steps are asked for until they are answered: those on whose answer 
 (withdraw once a restore was handed out, force withdraw), and the one that lets it run again (revive). All others are
 given up after `attempts`. An attempt that failed is repeated only where giving up would leave something behind;
 going forward, a failure means going back, and only an attempt that was lost is repeated.
+
+From the restore on only the target can say what is the case, also for going back. Its agent may have died, and be back
+in a second, while the container and the daemon that fetches its pages live on. So what was lost there is asked for
+again for `PATIENCE_S` at least, however often that is, before the other question, which ends the container, is asked.
 """
 
 from __future__ import annotations
@@ -11,11 +15,13 @@ from __future__ import annotations
 from natwork_ray.domain.values import value
 from natwork_ray.limi.steps import Verb
 
-_ATTEMPTS = {Verb.FREEZE: 2, Verb.DUMP: 2, Verb.RESTORE: 2, Verb.PAGES_SERVED: 1}
+_ATTEMPTS = {Verb.FREEZE: 2, Verb.DUMP: 2, Verb.RESTORE: 2}
+_PATIENT = frozenset({Verb.RESTORE, Verb.ADDRESS_MOVE, Verb.PAGES_FETCHED})
+PATIENCE_S = 60.0
 CLEANING = frozenset({Verb.SETTLE_SOURCE, Verb.SETTLE_TARGET, Verb.CLEAN_SOURCE, Verb.WITHDRAW})
 _CLEANING_ATTEMPTS, _OTHER_ATTEMPTS = 8, 3
 
-_FIRST_WAIT_S, _FIRST_CLEANING_WAIT_S, _LONGEST_WAIT_S = 0.05, 0.5, 10.0
+_FIRST_WAIT_S, _FIRST_CLEANING_WAIT_S, _LONGEST_WAIT_S, _LONGEST_PATIENT_WAIT_S = 0.05, 0.5, 10.0, 1.0
 
 
 def attempts(verb: Verb) -> int:
@@ -23,11 +29,19 @@ def attempts(verb: Verb) -> int:
     return _ATTEMPTS.get(verb, _CLEANING_ATTEMPTS if verb in CLEANING else _OTHER_ATTEMPTS)
 
 
+def patience_s(verb: Verb) -> float:
+    """For how long after its first loss a step is asked for again, beyond `attempts`."""
+    return PATIENCE_S if verb in _PATIENT else 0.0
+
+
 def back_off_s(verb: Verb, attempt: int) -> float:
-    """Seconds before `attempt` (2 or more): doubling, short where the container stands still, 10 s at most."""
+    """Seconds before `attempt` (2 or more): doubling, short where the container stands still, 10 s at most (1 s where
+    the answer of an agent that comes back is waited for).
+    """
     hurried = verb not in CLEANING or verb is Verb.WITHDRAW
     first = _FIRST_WAIT_S if hurried else _FIRST_CLEANING_WAIT_S
-    return float(min(first * 2 ** min(attempt - 2, 16), _LONGEST_WAIT_S))
+    longest = _LONGEST_PATIENT_WAIT_S if verb in _PATIENT else _LONGEST_WAIT_S
+    return float(min(first * 2 ** min(attempt - 2, 16), longest))
 
 
 @value

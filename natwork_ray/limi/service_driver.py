@@ -1,20 +1,19 @@
 """Carries out a service's schedule: the shell between a conductor (`limi.conduct`) and migrations that run at once.
 
 One asyncio task per member. An `Escort` goes with each: it tells the conductor how far the member is, and holds it at
-the gates until it is released. It sees a migration through its two performers (`Escort.watch`), so that neither the
-migration's state machine nor its driver knows that it is part of a service:
+the gates until it is released. `Escort.before` is what the migration's driver awaits before each step (`drive`), so
+that a held step has not begun, and no time-out of its own runs:
 
-    freeze    held inside the step, before anything is done: the container serves
-    restore   held after the dump's transfer and all that runs beside it, before that is reported: for the migration
-              nothing was restored yet, so it can still be cancelled
-    attach    held inside the address move, before anything is done: the container runs, but cannot be reached
+    freeze    all that can be done live is done; the container serves
+    restore   all that a restore needs has arrived and is verified; nothing was restored yet, so it can be cancelled
+    attach    before the address move: the container runs, but cannot be reached; its port holds what is sent to it
 
 Time comes from the clock, which may be a virtual one.
 
     >>> records = await carry_out(conductor, ["web", "db"], move, clock=clock)              # doctest: +SKIP
 
-Left out: what happens when the conductor's process dies. A hold then ends with the migration's own time-out for the
-step, and the migration goes back or on as after any lost step.
+Left out: what happens when the conductor's process dies. The migration is then taken up from its journal, and goes on
+without gates.
 """
 
 from __future__ import annotations
@@ -30,10 +29,10 @@ from natwork_ray.limi.service_plan import Gate, Milestone
 from natwork_ray.limi.steps import Step, StepReport, Verb
 from natwork_ray.ports import Clock
 
-# Both have to be done to serve; where the address is moved first, nothing is left to hold after the restore.
-_ARRIVING = frozenset({Verb.RESTORE, Verb.ADDRESS_MOVE})
 # What has to be over before a restore, beside the transfer of the dump.
 _BESIDE = frozenset({Verb.VOLUME_TRANSFER, Verb.ADDRESS_DETACH, Verb.PAGE_TUNNEL})
+# What is asked for as soon as the address has moved, by method.
+_AFTER_ARRIVAL = frozenset({Verb.PAGES_FETCHED, Verb.PAGES_SERVED, Verb.SETTLE_SOURCE, Verb.SETTLE_TARGET})
 
 
 class Performer(Protocol):
@@ -46,7 +45,7 @@ class Performer(Protocol):
 
 @dataclass
 class Escort:
-    """What goes with one member. `cancelled` is to be given to the migration's driver."""
+    """What goes with one member. `before` and `cancelled` are to be given to the migration's driver."""
 
     container: str
     gates: frozenset[Gate]
@@ -55,35 +54,45 @@ class Escort:
     _open: dict[Gate, asyncio.Event] = field(default_factory=lambda: {gate: asyncio.Event() for gate in Gate})
     _told: set[Milestone] = field(default_factory=set)
     _beside: set[int] = field(default_factory=set)
-    _done: set[Verb] = field(default_factory=set)
     _beside_over: asyncio.Event = field(default_factory=asyncio.Event)
 
     def watch(self, performer: Performer) -> Performer:
-        """The same performer, seen and held by this escort."""
+        """For a driver that is not given `before`: the same performer, held inside its steps while their time-outs run.
+
+        A restore is held before the transfer of the dump is reported, so that it can still be cancelled.
+        """
         return _Watched(performer, self)
 
     def release(self, gate: Gate) -> None:
         """The member may pass."""
         self._open[gate].set()
 
-    def release_all(self) -> None:
-        """Nothing holds it any more: it is on its way back, or over."""
-        for event in self._open.values():
-            event.set()
-        self._beside_over.set()
+    def abort(self, reason: str) -> None:
+        """The member has to go back. Where it no longer can, it is not held either."""
+        if not self.cancelled.done():
+            self.cancelled.set_result(reason)
+        # A hold before freeze or restore is ended by the driver, which heeds the cancellation there.
+        self.release(Gate.ATTACH)
 
     async def before(self, step: Step) -> None:
-        """Called before a step is done."""
+        """Awaited before a step is handed out."""
         if step.verb is Verb.FREEZE:
             await self._pass(Gate.FREEZE, Milestone.AT_FREEZE, Milestone.STOPPED)
-        elif step.verb is Verb.ADDRESS_MOVE and Verb.RESTORE in self._done:
+        elif step.verb is Verb.RESTORE:
+            await self._pass(Gate.RESTORE, Milestone.AT_RESTORE, Milestone.RESTORING)
+        elif step.verb is Verb.ADDRESS_MOVE:
             await self._pass(Gate.ATTACH, Milestone.AT_ATTACH, Milestone.ATTACHING)
-        elif step.verb in _BESIDE:
+        elif step.verb in _AFTER_ARRIVAL:
+            self._say(Milestone.ARRIVED)
+
+    async def within(self, step: Step, performer: Performer) -> StepReport:
+        """Do a step, held inside of it: see `watch`."""
+        if step.verb in _BESIDE:
             self._beside.add(step.number)
             self._beside_over.clear()
-
-    async def after(self, step: Step) -> None:
-        """Called when a step is done, and before that is reported."""
+        elif step.verb is not Verb.RESTORE:
+            await self.before(step)
+        report = await performer.perform(step)
         if step.verb in _BESIDE:
             self._beside.discard(step.number)
             if not self._beside:
@@ -92,14 +101,11 @@ class Escort:
             if self._beside:
                 await self._beside_over.wait()
             await self._pass(Gate.RESTORE, Milestone.AT_RESTORE, Milestone.RESTORING)
-        elif step.verb in _ARRIVING:
-            self._done.add(step.verb)
-            if self._done == _ARRIVING:
-                self._say(Milestone.ARRIVED)
+        return report
 
     async def _pass(self, gate: Gate, there: Milestone, beyond: Milestone) -> None:
         self._say(there)
-        if gate in self.gates and not self.cancelled.done():
+        if gate in self.gates:
             await self._open[gate].wait()
         self._say(beyond)
 
@@ -115,10 +121,7 @@ class _Watched:
         self._performer, self._escort = performer, escort
 
     async def perform(self, step: Step) -> StepReport:
-        await self._escort.before(step)
-        report = await self._performer.perform(step)
-        await self._escort.after(step)
-        return report
+        return await self._escort.within(step, self._performer)
 
 
 Move = Callable[[str, Escort], Awaitable[MigrationRecord]]
@@ -129,7 +132,7 @@ async def carry_out(
 ) -> dict[str, MigrationRecord]:
     """Let `conductor` move `containers`; the record of each one that was begun.
 
-    `move(container, escort)` has to pass both performers through `escort.watch` and to heed `escort.cancelled`. What it
+    `move(container, escort)` has to await `escort.before` before each step and to heed `escort.cancelled`. What it
     raises is raised when all others are over; to the conductor it is a failure.
     """
     return await _Service(conductor, containers, move, clock).run()
@@ -183,10 +186,7 @@ class _Service:
                 case Release(container=name, gate=gate):
                     self._escorts[name].release(gate)
                 case Abort(container=name, reason=reason):
-                    escort = self._escorts[name]
-                    if not escort.cancelled.done():
-                        escort.cancelled.set_result(reason)
-                    escort.release_all()
+                    self._escorts[name].abort(reason)
                 case WakeAt(at_s=at_s):
                     self._alarm = self._loop.call_later(max(0.0, at_s - self._now_s()), self._wake)
 
@@ -202,6 +202,5 @@ class _Service:
             done = record.state is MigrationState.MIGRATED
             return record
         finally:
-            escort.release_all()
             self._reached(name, Milestone.FINISHED if done else Milestone.FAILED)
             self._changed.set()

@@ -70,6 +70,10 @@ SIDE_OF: dict[Verb, Side] = {
 }  # fmt: skip
 
 
+# What may be held: the way forward. Going back, and asking the target for its word, wait for nobody.
+GATED = frozenset(Verb) - {Verb.WITHDRAW, Verb.FORCE_WITHDRAW, Verb.REVIVE, Verb.CLEAN_SOURCE}
+
+
 @value
 class Step:
     """One thing to do, on one side. Fields that a verb does not need keep their defaults.
@@ -133,6 +137,16 @@ class MigrationStarted:
     chosen_by: str = "operator"
     load: ContainerLoad | None = None
     forecast: MigrationForecast | None = None
+    gated: bool = False  # every step in `GATED` is held until it is released
+
+
+@value
+class StepReleased:
+    """A step that was held (`Hold`) may be handed out now."""
+
+    type: Literal["released"] = "released"
+    at_s: float
+    number: int
 
 
 @value
@@ -175,6 +189,7 @@ class StepLost:
     at_s: float
     number: int
     error: str
+    hint: str = ""
     attempt: int = 1
 
 
@@ -196,7 +211,7 @@ class Cancelled:
 
 
 MigrationEvent = Annotated[
-    MigrationStarted | WaitOver | StepDone | StepFailed | StepLost | CoordinatorRecovered | Cancelled,
+    MigrationStarted | StepReleased | WaitOver | StepDone | StepFailed | StepLost | CoordinatorRecovered | Cancelled,
     Field(discriminator="type"),
 ]
 
@@ -209,6 +224,13 @@ class Perform:
 
     step: Step
     durable: bool = False
+
+
+@value
+class Hold:
+    """Say `StepReleased` when the step may be done; it is not handed out, and has not begun, before that."""
+
+    step: Step
 
 
 @value
@@ -233,4 +255,4 @@ class Finish:
     record: MigrationRecord
 
 
-Instruction = Perform | Wait | Abandon | Finish
+Instruction = Perform | Hold | Wait | Abandon | Finish

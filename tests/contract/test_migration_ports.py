@@ -385,5 +385,7 @@ def test_after_a_fault_exactly_one_runs(bed: Any, method: MigrationMethod, verb:
         if record.state is not MigrationState.MIGRATED:
             assert record.runs_on == bed.source
             assert record.error
+            assert record.hint
+            assert (record.lost_s is not None) == (record.point_of_no_return_s is not None)
 
     bed.run(main)

@@ -61,6 +61,15 @@ def test_up_approve_mode_jobs_and_down(system: Any, shell: Any, tmp_path: Path) 
         assert time.monotonic() < deadline
         time.sleep(0.5)
     assert system.json("mode", "observe")["mode"] == "observe"
+    # A person's order is carried out in every mode.
+    node = {c["name"]: c["node"] for c in system.json("status")["topology"]["containers"]}["auth"]
+    order = ("migrate", "auth", "--to", "core-1" if node != "core-1" else "edge-2")
+    foretold = system.json(*order, "--dry-run")
+    assert (foretold["decision"]["status"], len(foretold["outlooks"][0]["forecasts"])) == ("issued", 4)
+    moved = system.json(*order, "--key", "e2e")
+    assert (moved["state"], moved["backend"], moved["record"]["source"]) == ("migrated", "emulated", node)
+    assert system.json(*order, "--key", "e2e") == moved
+    assert moved["key"] in system.natwork("migration", "show", moved["key"]).stdout
 
     ray = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(system.state / RAY_TOKEN_FILE)}
     submit = (str(shell.bin / "ray"), "job", "submit", "--address", up["dashboard"], "--working-dir", ".")

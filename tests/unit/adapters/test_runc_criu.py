@@ -77,6 +77,7 @@ class FakeRunner:
     fed: list[bytes] = field(default_factory=list)
     envs: list[Mapping[str, str]] = field(default_factory=list)
     children: list[FakeChild] = field(default_factory=list)
+    tasks: list[asyncio.Task[None]] = field(default_factory=list)
 
     def words(self) -> list[str]:
         """The first word of each call that has an act, in order."""
@@ -99,17 +100,24 @@ class FakeRunner:
         text = SAVED if any(part.endswith("iptables-save") for part in argv) else ""
         return Finished(status=self._act(list(argv)), text=text)
 
+    async def _begin(self, child: FakeChild, argv: list[str], telling: int) -> None:
+        for _ in range(5):  # after what is started beside it
+            await asyncio.sleep(0)
+        child.status = self._act(argv)
+        if self.ready:
+            os.write(telling, b"\0")
+        else:
+            child.over.set()
+        os.close(telling)
+
     def start(
         self, argv: Sequence[str], *, env: Mapping[str, str], said: Path, pass_fds: tuple[int, ...] = ()
     ) -> FakeChild:
         self.calls.append(list(argv))
         self.fed.append(b"")
         self.envs.append(env)
-        child = FakeChild(status=self._act(list(argv)))
-        if self.ready:
-            os.write(pass_fds[0], b"\0")
-        else:
-            child.over.set()
+        child = FakeChild()
+        self.tasks.append(asyncio.create_task(self._begin(child, list(argv), os.dup(pass_fds[0]))))
         self.children.append(child)
         return child
 
@@ -130,9 +138,10 @@ class Bench:
     runner: FakeRunner
     runtime: RuncCriu
     cgroups: Path
+    netns: Path
 
-    def runs(self, pid: int | None = None) -> None:
-        """Let the container run: as the test's own process."""
+    def runs(self, pid: int | None = None) -> int:
+        """Let the container run, as the test's own process; the exit status of what started it."""
         pid = pid or os.getpid()
         state = self.layout.runc_root / "web"
         state.mkdir(parents=True, exist_ok=True)
@@ -140,6 +149,7 @@ class Bench:
         (state / "state.json").write_text(json.dumps(document))
         self.freezer.parent.mkdir(parents=True, exist_ok=True)
         self.freezer.write_text("THAWED\n")
+        return 0
 
     def dies(self) -> None:
         (self.layout.runc_root / "web" / "state.json").unlink(missing_ok=True)
@@ -177,7 +187,8 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
     )  # fmt: skip
     for folder in (layout.folder, layout.images, layout.runc_root, tmp_path / "netns"):
         folder.mkdir()
-    (tmp_path / "netns" / "nwtest-node-0-web").touch()
+    netns = tmp_path / "netns" / "nwtest-node-0-web"
+    netns.touch()
     monkeypatch.setattr(container_network, "NETNS", tmp_path / "netns")
     monkeypatch.setattr(criu_source, "free_port", lambda _netns: 4711)
     monkeypatch.setattr(criu_source, "pipes_must_be_large", lambda: None)
@@ -187,7 +198,7 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
     runner, cgroups = FakeRunner(), tmp_path / "cgroup"
     (cgroups / "freezer").mkdir(parents=True)
     runtime = RuncCriu(layout, TOOLS, runner=runner, cgroups=cgroups, ask=lambda: CAN, now_s=iter(range(100)).__next__)
-    made = Bench(layout, runner, runtime, cgroups)
+    made = Bench(layout, runner, runtime, cgroups, netns)
     runner.acts.update(checkpoint=made.checkpoint, restore=made.restore)
     return made
 
@@ -204,7 +215,7 @@ async def prepared(bench: Bench) -> None:
 
 @in_a_loop
 async def test_a_container_is_started_from_its_bundle_with_its_streams_away(bench: Bench) -> None:
-    bench.runner.acts["run"] = lambda _argv: bench.runs() or 0
+    bench.runner.acts["run"] = lambda _argv: bench.runs()
     await bench.runtime.create_and_start(SPEC)
     call = next(call for call in bench.runner.calls if "run" in call)
     assert call[:3] == ["/opt/runc", "--root", str(bench.layout.runc_root)]
@@ -227,7 +238,7 @@ async def test_what_is_started_can_be_found_again_and_finds_criu(bench: Bench) -
 
 @in_a_loop
 async def test_without_its_network_namespace_nothing_is_started(bench: Bench) -> None:
-    (container_network.NETNS / "nwtest-node-0-web").unlink()
+    bench.netns.unlink()
     with pytest.raises(NotFoundError, match="network namespace"):
         await bench.runtime.create_and_start(SPEC)
     assert bench.runner.calls == []
@@ -274,7 +285,12 @@ async def test_a_process_number_that_passed_to_another_is_not_the_container(benc
 @in_a_loop
 async def test_abilities_are_asked_once(bench: Bench, tmp_path: Path) -> None:
     asked: list[int] = []
-    runtime = RuncCriu(bench.layout, TOOLS, runner=bench.runner, ask=lambda: asked.append(1) or CAN)  # type: ignore[func-returns-value]
+
+    def ask() -> RuntimeAbilities:
+        asked.append(1)
+        return CAN
+
+    runtime = RuncCriu(bench.layout, TOOLS, runner=bench.runner, ask=ask)
     assert await runtime.abilities() == await runtime.abilities() == CAN
     assert asked == [1]
 
@@ -316,8 +332,11 @@ async def test_a_dump_before_the_network_was_closed_is_made_again(bench: Bench) 
         order.append("close")
         return 0
 
-    bench.runner.acts = {"--noflush": slow, **bench.runner.acts}
-    bench.runner.acts["checkpoint"] = lambda argv: (order.append("dump"), bench.checkpoint(argv))[1]
+    def dump(argv: list[str]) -> int:
+        order.append("dump")
+        return bench.checkpoint(argv)
+
+    bench.runner.acts = {**bench.runner.acts, "--noflush": slow, "checkpoint": dump}
     await bench.runtime.dump("web", key="m1", images="final", parent=None, lazy=False)
     assert order.count("dump") == 2
     assert order[-1] == "dump"
@@ -674,7 +693,7 @@ async def test_the_ladder_restarted(bench: Bench, lazy: bool) -> None:
     bench.dies()
     bench.freezer.unlink()
     bench.runner.acts["restore"] = lambda _argv: 1
-    bench.runner.acts["run"] = lambda _argv: bench.runs() or 0
+    bench.runner.acts["run"] = lambda _argv: bench.runs()
     assert await bench.runtime.revive("web", key="m1") is Revival.RESTARTED
     words = bench.runner.words()
     assert ("restore" in words) is not lazy  # images without their pages are not restored from
@@ -693,7 +712,7 @@ async def test_a_process_that_dies_when_it_is_thawed_was_not_thawed(
         return False
 
     monkeypatch.setattr(runc_criu, "_survives", dies)
-    bench.runner.acts["run"] = lambda _argv: bench.runs() or 0
+    bench.runner.acts["run"] = lambda _argv: bench.runs()
     assert await bench.runtime.revive("web", key="m1") is Revival.RESTARTED
 
 
@@ -784,7 +803,7 @@ async def test_a_restart_begins_anew_and_counts_as_downtime(bench: Bench) -> Non
     await prepared(bench)
     bench.dies()
     bench.freezer.unlink()
-    bench.runner.acts["run"] = lambda _argv: bench.runs() or 0
+    bench.runner.acts["run"] = lambda _argv: bench.runs()
     outcome = await bench.runtime.restart(Restart(key="d1", container="web"))
     assert outcome.downtime_s == 1.0
     assert bench.runner.words()[-1] == "run"

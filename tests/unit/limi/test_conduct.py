@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import os
 from dataclasses import replace
 
 import pytest
@@ -174,7 +175,7 @@ noise = st.floats(0.7, 1.45)
 
 
 @given(st.lists(st.tuples(st.floats(0.05, 8), st.floats(0.1, 4), noise, noise, noise, noise), min_size=2, max_size=8))
-@settings(max_examples=30)
+@settings(max_examples=500 if os.environ.get("LIMI_DEEP") else 15)
 def test_however_wrong_the_forecasts_they_arrive_within_the_noise_of_one_address_move(
     drawn: list[tuple[float, ...]],
 ) -> None:

@@ -14,6 +14,7 @@ from natwork_ray.domain.actions import MigrationMethod
 from natwork_ray.domain.migrations import MigrationProgress, MigrationRecord, MigrationState
 from natwork_ray.domain.runtime import ContainerSpec, PageServer, Revival
 from natwork_ray.domain.values import Backend, decode, encode
+from natwork_ray.emulation.virtual_time import VirtualClock, run_in_virtual_time
 from natwork_ray.errors import ActionError, ConflictError, NotFoundError, StoreError, TimedOutError
 from natwork_ray.limi.driver import drive, recover, unfinished
 from natwork_ray.limi.machine import Migration
@@ -26,6 +27,7 @@ from natwork_ray.limi.steps import (
     StepReport,
     Verb,
 )
+from natwork_ray.ports import Clock
 
 SPEC = ContainerSpec(name="c", image="busy", address="10.0.0.2/24", mac="02:00:00:00:00:02", command=("serve",))
 START = MigrationStarted(
@@ -120,22 +122,26 @@ class World:
         self.journal = Journal()
         self.told: list[MigrationProgress] = []
         self.timeouts = Timeouts()
+        self.clock: Clock = Wall()
 
     async def drive(
-        self, method: MigrationMethod = MigrationMethod.COLD, cancelled: asyncio.Future[str] | None = None
+        self,
+        method: MigrationMethod = MigrationMethod.COLD,
+        cancelled: asyncio.Future[str] | None = None,
+        before: Reaction | None = None,
     ) -> MigrationRecord:
         start = MigrationStarted(
-            at_s=Wall().now_s(), key="k", container="c", source="a", target="b", method=method,
+            at_s=self.clock.now_s(), key="k", container="c", source="a", target="b", method=method,
             backend=Backend.EMULATED,
         )  # fmt: skip
         return await drive(
-            start, source=self.side, target=self.side, journal=self.journal, clock=Wall(), timeouts=self.timeouts,
-            progress=self.told.append, cancelled=cancelled, sleep=no_sleep,
+            start, source=self.side, target=self.side, journal=self.journal, clock=self.clock, timeouts=self.timeouts,
+            progress=self.told.append, cancelled=cancelled, before=before, sleep=no_sleep,
         )  # fmt: skip
 
     async def recover(self) -> MigrationRecord:
         return await recover(
-            "k", source=self.side, target=self.side, journal=self.journal, clock=Wall(), progress=self.told.append,
+            "k", source=self.side, target=self.side, journal=self.journal, clock=self.clock, progress=self.told.append,
             sleep=no_sleep,
         )  # fmt: skip
 
@@ -269,6 +275,60 @@ def test_cancelling_with_a_reason(world: World, verb: Verb, state: MigrationStat
     record = asyncio.run(run())
     assert record.state is state
     assert record.error in ("cancelled: enough", "cancelled too late to be heeded: enough")
+
+
+def test_a_hold_costs_no_time_out_and_comes_before_every_step_of_the_way_forward(world: World) -> None:
+    world.timeouts = Timeouts(**dict.fromkeys(Timeouts.__dataclass_fields__, 60.0))
+    held: list[Verb] = []
+
+    async def before(step: Step) -> None:
+        assert step.verb not in world.side.verbs
+        held.append(step.verb)
+        if step.verb is Verb.FREEZE:
+            await asyncio.sleep(100)
+
+    world.clock = clock = VirtualClock()
+    record = run_in_virtual_time(clock, lambda: world.drive(MigrationMethod.POST_COPY, before=before))
+    assert (record.state, record.error) == (MigrationState.MIGRATED, "")
+    assert sorted(held) == sorted(world.side.verbs)
+    phases = {phase.name: phase.duration_s for phase in record.phases}
+    assert (phases["hold before freeze"], phases["freeze"], record.downtime_s) == (100.0, 0.0, 0.0)
+    assert record.total_s == 100.0
+    assert any("hold before freeze" in told.under_way for told in world.told)
+
+
+@pytest.mark.parametrize("error", [ActionError("the conductor is gone", hint="see its log"), RuntimeError("bug")])
+def test_a_hold_that_fails_brings_it_back(world: World, error: Exception) -> None:
+    async def before(step: Step) -> None:
+        if step.verb is Verb.RESTORE:
+            raise error
+
+    record = asyncio.run(world.drive(before=before))
+    assert record.state is MigrationState.ROLLED_BACK
+    assert str(error).split(" (")[0] in record.error
+    assert "see " in record.hint
+    assert Verb.RESTORE not in world.side.verbs
+    assert not {Verb.WITHDRAW, Verb.REVIVE} - set(world.side.verbs)
+
+
+def test_who_died_holding_goes_on_without(world: World) -> None:
+    async def run() -> MigrationRecord:
+        reached = asyncio.Event()
+
+        async def before(step: Step) -> None:
+            if step.verb is Verb.RESTORE:
+                reached.set()
+                await asyncio.Event().wait()
+
+        driving = asyncio.create_task(world.drive(before=before))
+        await reached.wait()
+        driving.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await driving
+        return await world.recover()
+
+    assert asyncio.run(run()).state is MigrationState.MIGRATED
+    assert [step.attempt for step in world.side.steps if step.verb is Verb.RESTORE] == [2]
 
 
 def test_a_cancellation_that_is_itself_cancelled_says_nothing(world: World) -> None:

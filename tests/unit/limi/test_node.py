@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -29,7 +30,7 @@ from natwork_ray.domain.runtime import (
     SendReport,
 )
 from natwork_ray.domain.values import Backend
-from natwork_ray.errors import ActionError, ConflictError, PreconditionError, StoreError, UsageError
+from natwork_ray.errors import ActionError, ConflictError, PreconditionError, StoreError, TimedOutError, UsageError
 from natwork_ray.limi.driver import drive, recover, unfinished
 from natwork_ray.limi.node import LimiNode
 from natwork_ray.limi.register import Register, Standing
@@ -98,6 +99,7 @@ class Host:
     images: set[str] = field(default_factory=set)
     open_paths: set[str] = field(default_factory=set)
     whole: bool = True
+    torn: bool = False  # pages are missing, and will not come
     calls: list[str] = field(default_factory=list)
     hooks: dict[str, Callable[[], Awaitable[None]]] = field(default_factory=dict)
     methods: tuple[MigrationMethod, ...] = tuple(MigrationMethod)
@@ -172,7 +174,7 @@ class Host:
 
     async def await_pages_fetched(self, container: str, *, key: str) -> float:
         await self.call("await_pages_fetched")
-        self.must(self.state is ContainerState.RUNNING, "fetch pages")
+        self.must(self.state is ContainerState.RUNNING and not self.torn, "fetch pages")
         self.whole = True
         return 64.0
 
@@ -188,7 +190,7 @@ class Host:
 
     async def destroy(self, container: str, *, key: str) -> None:
         await self.call("destroy")
-        self.state, self.lazy, self.whole = ContainerState.ABSENT, False, True
+        self.state, self.lazy, self.whole, self.torn = ContainerState.ABSENT, False, True, False
 
     async def clean(self, container: str, *, key: str) -> None:
         await self.call("clean")
@@ -604,6 +606,7 @@ def test_restored_is_said_for_ever_unless_forced_before_the_pages_are_there(test
         assert (await node.perform(step(Verb.WITHDRAW, 6))).decided == RESTORED
         assert (await node.perform(step(Verb.RESTORE, 7, lazy=lazy))).detail == "restored before"
         assert testbed.b.calls.count("restore") == 1
+        testbed.b.torn = True
         forced = await node.perform(step(Verb.FORCE_WITHDRAW, 8))
         assert forced.decided == (WITHDRAWN if lazy else RESTORED)
         assert testbed.b.state is (ContainerState.ABSENT if lazy else ContainerState.RUNNING)
@@ -620,6 +623,49 @@ def test_pages_that_are_all_there_cannot_be_forced_away(testbed: Testbed) -> Non
         assert (await node.perform(step(Verb.FORCE_WITHDRAW, 7))).decided == RESTORED
         assert (await node.perform(step(Verb.PAGES_FETCHED, 8))).detail == "whole before"
         assert testbed.b.calls.count("await_pages_fetched") == 1
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("pages", ["there", "late", "torn", "container gone", "nobody knows"])
+def test_before_it_ends_a_container_by_force_it_asks_whether_it_is_whole(
+    testbed: Testbed, pages: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An agent that died while pages came in knows nothing of them; its runtime does."""
+    monkeypatch.setattr("natwork_ray.limi.node.LAST_PAGES_S", 0.001)
+
+    async def run() -> None:
+        async def hang() -> None:
+            await asyncio.Event().wait()
+
+        async def unknown() -> None:
+            raise TimedOutError("runc gives no answer", hint="ask again")
+
+        node = await prepared(testbed)
+        await node.perform(step(Verb.RESTORE, 5, lazy=True))
+        testbed.b.hooks["await_pages_fetched"] = hang
+        waiting = asyncio.create_task(node.perform(step(Verb.PAGES_FETCHED, 7)))
+        await asyncio.sleep(0)
+        await node.close()
+        with pytest.raises(ConflictError):
+            await waiting
+        node = testbed.agent_starts("b")
+        if pages == "nobody knows":
+            testbed.b.hooks["await_pages_fetched"] = unknown
+            with pytest.raises(TimedOutError):
+                await node.perform(step(Verb.FORCE_WITHDRAW, 8))
+            assert testbed.b.state is ContainerState.RUNNING
+        if pages != "late":
+            del testbed.b.hooks["await_pages_fetched"]
+        testbed.b.torn = pages == "torn"
+        if pages == "container gone":
+            testbed.b.state = ContainerState.STOPPED
+        kept = pages in ("there", "nobody knows")
+        forced = await node.perform(step(Verb.FORCE_WITHDRAW, 8, attempt=2))
+        assert forced.decided == (RESTORED if kept else WITHDRAWN)
+        assert testbed.b.state is (ContainerState.RUNNING if kept else ContainerState.ABSENT)
+        again = await testbed.agent_starts("b").perform(step(Verb.FORCE_WITHDRAW, 9))
+        assert again.decided == forced.decided
 
     asyncio.run(run())
 
@@ -809,7 +855,7 @@ async def _die_after(testbed: Testbed, start: MigrationStarted, entries: int) ->
     breaks=st.lists(st.tuples(st.sampled_from("ab"), st.sampled_from(PORT_CALLS)), max_size=2),
     full=st.sampled_from(["", "a", "b"]),
 )
-@settings(max_examples=100)
+@settings(max_examples=2000 if os.environ.get("LIMI_DEEP") else 40)
 def test_agents_die_anywhere_and_ports_fail(
     method: MigrationMethod, deaths: list[tuple[str, int]], breaks: list[tuple[str, str]], full: str
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
 import pickle
 from dataclasses import replace
 
@@ -31,6 +32,7 @@ from natwork_ray.limi.service_plan import (
 )
 from natwork_ray.limi.waves import ScheduleRefusedError
 
+some = settings(max_examples=500 if os.environ.get("LIMI_DEEP") else 15)
 BANDWIDTH = {"west": 100.0, "east": 40.0}
 GATES: tuple[tuple[Gate, ...], ...] = (
     (), (Gate.FREEZE,), (Gate.FREEZE, Gate.RESTORE), (Gate.FREEZE, Gate.ATTACH), tuple(Gate)
@@ -118,6 +120,7 @@ def planned(request: ScheduleRequest) -> MigrationPlan:
 
 
 @given(services())
+@some
 def test_laws_of_every_plan(request: ScheduleRequest) -> None:
     made = planned(request)
     assert [m.container for m in made.migrations] == [m.container for m in request.members]
@@ -136,6 +139,7 @@ def test_laws_of_every_plan(request: ScheduleRequest) -> None:
 
 
 @given(services())
+@some
 def test_rooms_are_never_overdrawn(request: ScheduleRequest) -> None:
     made = planned(request)
     times = {m.container: m for m in made.migrations}
@@ -156,6 +160,7 @@ def test_rooms_are_never_overdrawn(request: ScheduleRequest) -> None:
 
 
 @given(services(most=5))
+@some
 def test_the_world_of_the_planner_does_what_the_plan_says(request: ScheduleRequest) -> None:
     """Start times alone, played forwards: everybody arrives together, as planned."""
     request = replace(request, gates=(), rooms=())
@@ -174,6 +179,7 @@ def test_the_world_of_the_planner_does_what_the_plan_says(request: ScheduleReque
 
 
 @given(services(), st.floats(1, 20))
+@some
 def test_more_bandwidth_never_makes_it_later(request: ScheduleRequest, factor: float) -> None:
     request = replace(request, gates=tuple(Gate))
     faster = replace(request, links=tuple(replace(k, bytes_per_s=k.bytes_per_s * factor) for k in request.links))
@@ -182,6 +188,7 @@ def test_more_bandwidth_never_makes_it_later(request: ScheduleRequest, factor: f
 
 
 @given(services(most=5))
+@some
 def test_gates_hold_down_the_time_in_which_nobody_is_served(request: ScheduleRequest) -> None:
     """With gates, no container stands still for what only others copy."""
     made = planned(replace(request, gates=tuple(Gate)))
@@ -321,7 +328,7 @@ def test_what_has_arrived_stays_as_it_was(gates: tuple[Gate, ...]) -> None:
 
 
 @given(services(most=4), st.data())
-@settings(max_examples=30)
+@some
 def test_nothing_is_planned_into_the_past_and_what_happened_is_kept(
     request: ScheduleRequest, data: st.DataObject
 ) -> None:
