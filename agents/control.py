@@ -23,9 +23,10 @@ from natwork_ray import __version__
 from natwork_ray.adapters.sqlite_journal import SqliteJournal
 from natwork_ray.audit.log import AuditEntry
 from natwork_ray.audit.proofs import ConsistencyProof, InclusionProof
+from natwork_ray.backends import move_predictor
+from natwork_ray.config import Config
 from natwork_ray.control.direct import DirectControl
 from natwork_ray.control.events import Event, OrderEvent, VerdictsReached
-from natwork_ray.control.moving import predict_move
 from natwork_ray.control.service import Answer
 from natwork_ray.domain.actions import ActionOutcome, Instruction
 from natwork_ray.domain.decisions import Decision
@@ -43,9 +44,9 @@ _log = logging.getLogger(__name__)
 class ControlActor(DirectControl):
     """`DirectControl` on a SQLite journal, with metrics; gives up its process when the disk fails."""
 
-    def __init__(self, state_dir: Path) -> None:
+    def __init__(self, state_dir: Path, config: Config) -> None:
         journal = SqliteJournal.open(state_dir, origin=AUDIT_ORIGIN)
-        super().__init__(journal, predict_move, ControlMetrics().count)
+        super().__init__(journal, move_predictor(config), ControlMetrics().count)
 
         self._trouble = ""
         self._pace_s: float | None = None
@@ -185,7 +186,7 @@ class ControlClient:
         return version
 
 
-def start_control(state_dir: Path, *, namespace: str = NAMESPACE) -> ControlClient:
+def start_control(state_dir: Path, *, config: Config, namespace: str = NAMESPACE) -> ControlClient:
     """Make the control actor, or find it when it is there."""
     ray.remote(ControlActor).options(
         name=CONTROL,
@@ -197,7 +198,7 @@ def start_control(state_dir: Path, *, namespace: str = NAMESPACE) -> ControlClie
         max_concurrency=1000,
         num_cpus=0,
         label_selector={HOST_LABEL: "yes"},
-    ).remote(state_dir)
+    ).remote(state_dir, config)
     return ControlClient(namespace)
 
 

@@ -78,7 +78,7 @@ class Supervisor:
         With `make_world` false the world must be there: one that has died is not replaced behind the loop's back.
         """
         world = start_world(config, namespace=namespace) if make_world else WorldClient(namespace)
-        control = start_control(state_dir, namespace=namespace)
+        control = start_control(state_dir, config=config, namespace=namespace)
         topology = await world.topology()
         limi = {node.name: start_limi(node.name, namespace=namespace, config=config) for node in topology.nodes}
         supervisor = cls(config, Crew(control, world, limi), namespace=namespace, patience_s=patience_s)
@@ -226,7 +226,7 @@ class SupervisorActor:
         if trouble:
             _log.warning("%s", trouble)
         with contextlib.suppress(NatworkError):  # control may be the one that is away
-            await start_control(self._state_dir, namespace=self._namespace).report_trouble(trouble)
+            await start_control(self._state_dir, config=self._config, namespace=self._namespace).report_trouble(trouble)
 
     async def _turn_to_the_end(self) -> None:
         supervisor = await Supervisor.begin(self._config, self._state_dir, namespace=self._namespace, make_world=False)

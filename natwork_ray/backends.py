@@ -21,6 +21,8 @@ from natwork_ray.control.api import LimiAgents
 from natwork_ray.control.cycle import Judgement
 from natwork_ray.control.events import RunStarted
 from natwork_ray.control.executor import Executor
+from natwork_ray.control.moving import LearntMovesLater, predict_move
+from natwork_ray.control.planner import MovePredictor
 from natwork_ray.domain.actions import ActionOutcome, Instruction
 from natwork_ray.domain.labelled import LabelledEvent
 from natwork_ray.domain.phases import MigrationMethod
@@ -391,6 +393,13 @@ def method_chooser(config: Config) -> MethodChooser:
     if config.migration.selector is None and config.backend == "testbed":
         return ByEquations()
     return ByModel(SelectorFileLater(config.migration.selector))
+
+
+def move_predictor(config: Config) -> MovePredictor:
+    """What the loop asks before it decides to move a container: as `method_chooser`, from what the loop itself sees."""
+    if config.migration.selector is None and config.backend == "testbed":
+        return predict_move
+    return LearntMovesLater(config.migration.selector, weight=config.migration.weight)
 
 
 class LocalJudge:

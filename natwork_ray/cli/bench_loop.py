@@ -157,7 +157,7 @@ async def _through_ray(size: int, turns: int, state_dir: Path) -> dict[str, Any]
     config = _config(size, turns)
     namespace = f"bench-{size}"
     world = start_world(config, namespace=namespace)
-    control = start_control(state_dir, namespace=namespace)
+    control = start_control(state_dir, config=config, namespace=namespace)
     facts = await world.facts()
     hour = await world.window(end_s=facts.begins_s, length=round(facts.begins_s / facts.step_s))
     judge = ServeJudge(ProfileBook.learn(hour), app=SERVE_ANOMALY)

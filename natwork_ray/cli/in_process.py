@@ -13,11 +13,10 @@ from pathlib import Path
 
 from natwork_ray.adapters.sqlite_journal import SqliteJournal
 from natwork_ray.audit.verify import verify_export
-from natwork_ray.backends import LocalJudge, World, WorldFacts, build_world, load_detector, run_started
+from natwork_ray.backends import LocalJudge, World, WorldFacts, build_world, load_detector, move_predictor, run_started
 from natwork_ray.config import Config
 from natwork_ray.control.cycle import Hands, LoopCycle, Turn
 from natwork_ray.control.direct import DirectControl
-from natwork_ray.control.moving import predict_move
 from natwork_ray.domain.actions import ActionOutcome, Instruction
 from natwork_ray.domain.decisions import Decision
 from natwork_ray.domain.quota import QuotaAccount
@@ -90,7 +89,7 @@ async def run_in_process(
     hour = await world.telemetry.window(end_s=facts.begins_s, length=facts.commissioning_samples)
     journal = SqliteJournal.open(state_dir, origin="natwork-ray/control")
     try:
-        control = DirectControl(journal, predict_move)
+        control = DirectControl(journal, move_predictor(config))
         topology = await world.orchestrator.topology()
         (answer,) = await control.submit((run_started(config, facts, topology),))
         answer.unwrap()

@@ -17,14 +17,13 @@ from typing import Any, Protocol, TypeVar
 from urllib.parse import quote
 
 from natwork_ray.adapters.sqlite_journal import SqliteJournal
-from natwork_ray.backends import World, run_started
+from natwork_ray.backends import World, move_predictor, run_started
 from natwork_ray.cli.doors import Doors
 from natwork_ray.cli.output import talk
 from natwork_ray.config import Config
 from natwork_ray.control.desk import Consideration, Migration, MigrationDesk, MoveWish, ServiceWish, now_s
 from natwork_ray.control.direct import DirectControl
 from natwork_ray.control.events import Event, OutcomeReported, TopologyObserved
-from natwork_ray.control.moving import predict_move
 from natwork_ray.domain.actions import ActionOutcome, Instruction
 from natwork_ray.domain.decisions import Decision, DecisionStatus
 from natwork_ray.domain.values import decode, plain
@@ -143,7 +142,7 @@ class InProcess:
             journal = SqliteJournal.open(self._state_dir, origin=AUDIT_ORIGIN)
             try:
                 await world.recover()
-                control = DirectControl(journal, predict_move)
+                control = DirectControl(journal, move_predictor(self._config))
                 await _take_charge(control, world, self._config)
                 return await work(control, world)
             finally:

@@ -53,6 +53,7 @@ class MovePrediction:
     method: MigrationMethod
     downtime_p95_s: float
     total_s: float
+    chosen_by: str = "rule"  # or "model"
 
 
 class MovePredictor(Protocol):
@@ -297,7 +298,7 @@ def _move(entry: CatalogueEntry, s: Situation, predict_move: MovePredictor, *, n
                 source=container.node,
                 target=target,
                 method=move.method,
-                chosen_by="rule",
+                chosen_by=move.chosen_by,
             ),
         ),
         downtime_s=move.downtime_p95_s,

@@ -17,7 +17,7 @@ from agents.control import ControlClient, connect, start_control
 from agents.naming import CONTROL
 from natwork_ray import __version__
 from natwork_ray.adapters.sqlite_journal import SqliteJournal
-from natwork_ray.config import AlarmConfig, SlaConfig
+from natwork_ray.config import AlarmConfig, Config, SlaConfig
 from natwork_ray.control.events import ApprovalAnswered, ModeChanged, RunStarted
 from natwork_ray.domain.decisions import Mode
 from natwork_ray.domain.values import Backend
@@ -36,7 +36,7 @@ def changed(number: int) -> ModeChanged:
 
 @pytest.fixture
 def control(ray_cluster: object, namespace: str, tmp_path: Path) -> ControlClient:
-    return start_control(tmp_path / "state", namespace=namespace)
+    return start_control(tmp_path / "state", config=Config(), namespace=namespace)
 
 
 def committed(state_dir: Path) -> Counter[str]:
@@ -50,7 +50,7 @@ def committed(state_dir: Path) -> Counter[str]:
 def test_it_is_named_and_found_again(control: ControlClient, namespace: str, tmp_path: Path) -> None:
     async def scene() -> None:
         pid = await control.pid()
-        again = start_control(tmp_path / "state", namespace=namespace)
+        again = start_control(tmp_path / "state", config=Config(), namespace=namespace)
         assert await again.pid() == pid
         assert await connect(namespace).version() == __version__
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from natwork_ray.control.moving import LearntMoves, predict_move, typical_load
+from natwork_ray.control.moving import LearntMoves, LearntMovesLater, predict_move, typical_load
 from natwork_ray.domain.actions import MigrationMethod
+from natwork_ray.errors import PreconditionError
 from natwork_ray.limi.durations import best_method, predict_p95, typical_inputs
 from natwork_ray.limi.selection import MethodSelector
 from natwork_ray.limi.selector_file import read_selector
@@ -91,3 +93,19 @@ def test_a_limit_that_was_never_seen_is_no_reason_to_do_without(world: Any, sele
 @pytest.fixture(scope="module")
 def selector() -> MethodSelector:
     return read_selector()[0]
+
+
+def test_models_are_read_when_first_asked(world: Any, selector: MethodSelector) -> None:
+    asked = {"rss_bytes": 200 * MIB, "bandwidth_bytes_per_s": 1.2e8}
+    assert LearntMovesLater(None)(world.container("c"), **asked) == LearntMoves(selector)(world.container("c"), **asked)
+
+
+def test_a_named_file_has_to_be_there_and_missing_shipped_models_are_told(
+    world: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    container, asked = world.container("c"), {"rss_bytes": 200 * MIB, "bandwidth_bytes_per_s": 1.2e8}
+    with pytest.raises(PreconditionError, match="absent"):
+        LearntMovesLater(tmp_path / "absent.json")(container, **asked)
+    monkeypatch.setattr("natwork_ray.control.moving.PACKAGED_SELECTOR", tmp_path / "gone.json")
+    assert LearntMovesLater(None)(container, **asked) == predict_move(container, **asked)
+    assert "the equations choose" in caplog.text
