@@ -62,7 +62,12 @@ class CriuTimes:
     pages_restored: int = 0
 
 
-def _varint(data: bytes, at: int) -> tuple[int, int]:
+def varint(data: bytes, at: int) -> tuple[int, int]:
+    """A protobuf number that begins at a place, and the place behind it.
+
+    Raises:
+        InputError: it does not end within ten bytes, or within the data.
+    """
     number = 0
     for i in range(10):
         if at + i >= len(data):
@@ -70,7 +75,7 @@ def _varint(data: bytes, at: int) -> tuple[int, int]:
         number |= (data[at + i] & 0x7F) << (7 * i)
         if not data[at + i] & 0x80:
             return number, at + i + 1
-    raise InputError("a number in CRIU's statistics does not end", hint="the file is damaged")
+    raise InputError("a number in CRIU's file does not end", hint="the file is damaged")
 
 
 def _fields(data: bytes) -> list[tuple[int, int | bytes]]:
@@ -78,8 +83,8 @@ def _fields(data: bytes) -> list[tuple[int, int | bytes]]:
     found: list[tuple[int, int | bytes]] = []
     at = 0
     while at < len(data):
-        tag, at = _varint(data, at)
-        number, at = _varint(data, at)
+        tag, at = varint(data, at)
+        number, at = varint(data, at)
         if tag & 7 == 0:
             found.append((tag >> 3, number))
         elif tag & 7 == 2 and at + number <= len(data):

@@ -32,6 +32,13 @@ import time
 from pathlib import Path
 
 from natwork_ray.adapters.container_network import free_port
+from natwork_ray.adapters.criu_difference import (
+    MOST_COMPARED_BYTES,
+    MOST_EAGER_BYTES,
+    numbers_inside,
+    reduce,
+    unchanged,
+)
 from natwork_ray.adapters.criu_files import lazy_bytes, read_log, read_times, size_of
 from natwork_ray.adapters.runc_calls import RUNC_LOG, NodeTools
 from natwork_ray.adapters.subprocesses import Child, ended
@@ -104,13 +111,11 @@ class SourceDumps:
         ]
         if tracking and parent:
             options += ["--parent-path", f"../{parent}"]
+        # CRIU leaves out by itself what a parent has, where the kernel tells it.
+        basis = parent if lazy and not tracking else None
         locked = asyncio.create_task(self._closed_in_time(container, work))
         try:
-            if lazy:
-                port = await self._serve(container, key, work, options)
-            else:
-                port = 0
-                await self._checkpoint(container, key, work, options)
+            port = await self._take(container, key, folder, options, work=work, lazy=lazy, basis=basis)
             in_time = await locked
         except BaseException:
             locked.cancel()
@@ -124,11 +129,7 @@ class SourceDumps:
             for place in (folder, work):
                 node.fresh(place)
             await cgroup.freeze()
-            port = 0
-            if lazy:
-                port = await self._serve(container, key, work, options)
-            else:
-                await self._checkpoint(container, key, work, options)
+            port = await self._take(container, key, folder, options, work=work, lazy=lazy, basis=basis)
         if cgroup.state() != "frozen":
             raise ActionError(f"{container} ran on after its dump", hint="its images are not used; roll back")
         (work / COMPLETE).write_text("lazy" if lazy else "whole", encoding="ascii")
@@ -200,6 +201,35 @@ class SourceDumps:
         """Close the network while runC starts; whether that was done before CRIU began its log, and its first look."""
         await self._node.network(container).close()
         return not (work / DUMP_LOG).exists()
+
+    async def _take(
+        self,
+        container: str,
+        key: str,
+        folder: Path,
+        options: list[str | Path],
+        *,
+        work: Path,
+        lazy: bool,
+        basis: str | None,
+    ) -> int:
+        """Dump what is frozen; with `lazy`, the port on which pages are served, and only the difference to a basis."""
+        if not lazy:
+            await self._checkpoint(container, key, work, options)
+            return 0
+        if basis is None:
+            return await self._serve(container, key, work, options)
+        processes = numbers_inside(self._node.cgroup(container).members())
+        comparing = asyncio.create_task(
+            asyncio.to_thread(unchanged, processes, self._node.images(key, basis), most_bytes=MOST_COMPARED_BYTES)
+        )
+        try:
+            port = await self._serve(container, key, work, options)
+            same = await comparing
+        finally:
+            comparing.cancel()
+        await asyncio.to_thread(reduce, folder, basis, processes, same, most_eager_bytes=MOST_EAGER_BYTES)
+        return port
 
     async def _checkpoint(self, container: str, key: str, work: Path, options: list[str | Path]) -> None:
         node, log = self._node, work / RUNC_LOG

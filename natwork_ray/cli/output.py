@@ -56,7 +56,10 @@ def write_rows(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], output
         writer.writerows([_cell(row.get(column)) for column in columns] for row in rows)
         sys.stdout.flush()  # here a closed pipe is still an ordinary error
     else:
-        table = Table(*columns, title=Text(f"{title} ({len(rows)})"), title_justify="left")
+        # Folded, not cut: a key that ends in dots is of no use to the next command.
+        table = Table(title=Text(f"{title} ({len(rows)})"), title_justify="left")
+        for column in columns:
+            table.add_column(column, overflow="fold")
         for row in rows:
             table.add_row(*(Text(printable(_cell(row.get(column)))) for column in columns))
         Console(highlight=False).print(table)
@@ -112,7 +115,7 @@ def _cell(item: Any) -> str:
     if item is None:
         return ""
     if isinstance(item, float):
-        return f"{item:.4g}"
+        return f"{item:.4g}" if abs(item) < 1e4 else f"{item:.0f}"  # a moment in time keeps its seconds
     if isinstance(item, list | tuple):
         return ", ".join(_cell(part) for part in item)
     return str(item)

@@ -10,10 +10,27 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from natwork_ray.domain.migrations import MigrationRecord
+from natwork_ray.domain.migrations import ContainerLoad, MigrationForecast, MigrationRecord
+from natwork_ray.domain.phases import Gate as Gate
 from natwork_ray.domain.phases import MigrationMethod as MigrationMethod
+from natwork_ray.domain.phases import OnFailure as OnFailure
 from natwork_ray.domain.phases import Phase as Phase
 from natwork_ray.domain.values import Backend, value
+
+
+@value
+class ServiceMove:
+    """What the migrations of one service have in common; `id` tells which belong together.
+
+    Each is held at its `gates` until whoever conducts them releases it. `patience_s` is how long a container may stand
+    still at one gate, although the conductor lives; for how long it is waited for one that is silent, the agents decide.
+    """
+
+    id: str
+    service: str
+    gates: tuple[Gate, ...]
+    on_failure: OnFailure
+    patience_s: float
 
 
 @value
@@ -23,7 +40,8 @@ class Migrate:
     `method` None leaves the choice to the LiMi agent of the source node, which measures the container first and weighs
     with `weight`: the share (0 to 1) that total time has against downtime, None for the configured one. `chosen_by`
     says who chose a given method (operator or rule). The agent does not begin before `not_before_s` on the backend's
-    clock, so that the containers of one service can arrive together.
+    clock, so that the containers of one service can arrive together. With `together` they are conducted instead: the
+    schedule was made with `load` and `forecast`, and begins each one; `not_before_s` is for worlds without a conductor.
     """
 
     type: Literal["migrate"] = "migrate"
@@ -35,6 +53,9 @@ class Migrate:
     chosen_by: str = "operator"
     weight: float | None = None
     not_before_s: float = 0.0
+    load: ContainerLoad | None = None
+    forecast: MigrationForecast | None = None
+    together: ServiceMove | None = None
 
 
 @value

@@ -191,8 +191,10 @@ class MigrationProgress:
 
 @value
 class ContainerForecast:
-    """A forecast and whom it is about."""
+    """A forecast and whom it is about; with what it was made from, where that was measured, and by whom."""
 
     container: str
     target: str
     forecast: MigrationForecast
+    load: ContainerLoad | None = None
+    chosen_by: str = "rule"

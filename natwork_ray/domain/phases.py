@@ -1,4 +1,4 @@
-"""How a container may be moved, and what a timed part of an action took."""
+"""How a container may be moved, alone and with the others of its service, and what a timed part of an action took."""
 
 from __future__ import annotations
 
@@ -14,6 +14,25 @@ class MigrationMethod(StrEnum):
     PRE_COPY = "pre-copy"
     POST_COPY = "post-copy"
     HYBRID = "hybrid"
+
+
+class Gate(StrEnum):
+    """Where a migration can be held until the others of its service are as far (docs/schedule.md)."""
+
+    FREEZE = "freeze"
+    RESTORE = "restore"
+    ATTACH = "attach"
+
+
+class OnFailure(StrEnum):
+    """What becomes of the others when one member of a service fails.
+
+    `bring_back`: while nobody of the wave was restored, all go back to their sources; afterwards they go on, since the
+    target has them already. `carry_on`: the others go on without it.
+    """
+
+    BRING_BACK = "bring-back"
+    CARRY_ON = "carry-on"
 
 
 @value

@@ -3,7 +3,8 @@
 D3.3 section 2.1 and Figure 1. It holds its node's `LimiNode`, knows how to reach the other agents, and drives the
 migrations whose source it is: it measures the container, asks the chooser for a method where none was given, and gives
 the steps to both sides. What it was asked under a key it answers under that key for ever, from its journal: also after
-its own death, for `recover` takes up whatever the journal holds open.
+its own death, for `recover` takes up whatever the journal holds open. A migration that belongs to the schedule of a
+service (`Migrate.together`) is held at its gates until it is released, see `natwork_ray.limi.holding`.
 
     agent = MigrationAgent(node, peer=find, chooser=ByEquations(), settings=AgentSettings())
     await agent.recover()
@@ -28,14 +29,16 @@ from natwork_ray.domain.migrations import (
     MigrationRecord,
     MigrationState,
 )
-from natwork_ray.domain.phases import MigrationMethod
+from natwork_ray.domain.phases import Gate, MigrationMethod
 from natwork_ray.domain.runtime import RuntimeAbilities
 from natwork_ray.domain.values import Backend, decode
 from natwork_ray.errors import ActionError, ConflictError, PreconditionError
 from natwork_ray.limi.choosing import MethodChoice, MethodChooser, outlook
 from natwork_ray.limi.driver import drive, recover, unfinished
+from natwork_ray.limi.holding import Holding, HoldLimits, HoldNews
 from natwork_ray.limi.node import LimiNode
 from natwork_ray.limi.retries import Timeouts
+from natwork_ray.limi.service_plan import Milestone
 from natwork_ray.limi.steps import MigrationStarted, Step, StepReport
 
 
@@ -55,13 +58,15 @@ class Peer(Protocol):
 class AgentSettings:
     """How an agent migrates. `weight` is the share of total time against downtime where an order has none.
 
-    `observe_s` is how long a container is measured, `max_rounds` bounds pre-copy.
+    `observe_s` is how long a container is measured, `max_rounds` bounds pre-copy, `holds` how long is waited for a
+    schedule that is silent.
     """
 
     weight: float = 0.2
     observe_s: float = 1.0
     max_rounds: int = 5
     timeouts: Timeouts = field(default_factory=Timeouts)
+    holds: HoldLimits = field(default_factory=HoldLimits)
 
 
 class MigrationAgent:
@@ -92,6 +97,7 @@ class MigrationAgent:
         self._sleep = sleep
         self._tasks: dict[str, asyncio.Task[MigrationRecord]] = {}
         self._progress: dict[str, MigrationProgress] = {}
+        self._holdings: dict[str, Holding] = {}
         self._records: dict[str, MigrationRecord] | None = None
 
     async def perform(self, step: Step) -> StepReport:
@@ -120,6 +126,31 @@ class MigrationAgent:
     async def progress(self, key: str) -> MigrationProgress | None:
         """How far a migration of this source has come; None when none of that key is under way."""
         return self._progress.get(key)
+
+    async def news(self, key: str, *, after: int = 0, patience_s: float = 0.0) -> HoldNews:
+        """How far a conducted migration is, as soon as more than `after` milestones are told, it is over, or
+        `patience_s` have passed. Asking is a sign of life.
+        """
+        holding, task = self._holdings.get(key), self._tasks.get(key)
+        if task is None:
+            open_keys = {start.key for start in unfinished(self.node.journal)}
+            return HoldNews(known=key in self._known() or key in open_keys, over=key in self._known())
+        told: tuple[Milestone, ...] = ()
+        if holding is not None:
+            told = await holding.news(after=after, patience_s=patience_s)
+        else:
+            await asyncio.wait({task}, timeout=patience_s)
+        return HoldNews(known=True, over=task.done(), milestones=told)
+
+    async def release(self, key: str, gate: Gate) -> None:
+        """Let a conducted migration pass a gate; nothing where it is over, or has no gates any more."""
+        if holding := self._holdings.get(key):
+            holding.release(gate)
+
+    async def cancel(self, key: str, reason: str) -> None:
+        """Take a conducted migration back, if it still can go back; nothing where it is over."""
+        if holding := self._holdings.get(key):
+            holding.cancel(reason)
 
     async def outlook(self, container: str, target: str, *, weight: float | None) -> MigrationOutlook:
         """Measure the container and the path, and say how each method would go. Changes nothing.
@@ -167,7 +198,12 @@ class MigrationAgent:
         return task
 
     def _begun(self, instruction: Migrate) -> asyncio.Task[MigrationRecord]:
-        return self._keep(instruction.key, self._drive(instruction))
+        holding: Holding | None = None
+        if instruction.together is not None:
+            holding = self._holdings[instruction.key] = Holding(
+                instruction.container, instruction.together, clock=self.node.clock, limits=self._settings.holds
+            )
+        return self._keep(instruction.key, self._drive(instruction, holding))
 
     def _keep(self, key: str, work: Awaitable[MigrationRecord]) -> asyncio.Task[MigrationRecord]:
         async def done() -> MigrationRecord:
@@ -179,15 +215,17 @@ class MigrationAgent:
                 # One that could not begin left nothing; the next delivery of the key tries again.
                 self._tasks.pop(key, None)
                 self._progress.pop(key, None)
+                if holding := self._holdings.pop(key, None):
+                    holding.close()
 
         task = self._tasks[key] = asyncio.create_task(done(), name=f"migration {key}")
         task.add_done_callback(lambda t: t.cancelled() or t.exception())
         return task
 
-    async def _drive(self, i: Migrate) -> MigrationRecord:
+    async def _drive(self, i: Migrate, holding: Holding | None) -> MigrationRecord:
         clock, share = self.node.clock, self._settings.weight if i.weight is None else i.weight
         ahead_s = i.not_before_s - clock.now_s()
-        if ahead_s > 0:
+        if ahead_s > 0 and holding is None:
             await self._sleep(ahead_s)
         others = {s.container: s.key for s in unfinished(self.node.journal)}
         if i.container in others:
@@ -195,7 +233,7 @@ class MigrationAgent:
                 f"migration {others[i.container]} of {i.container} is under way", hint="wait until it has ended"
             )
         choice: MethodChoice | None = None
-        load: ContainerLoad | None = None
+        load = i.load
         method = i.method
         if method is None:
             methods, impossible = await self._methods(i.target)
@@ -218,7 +256,7 @@ class MigrationAgent:
             max_rounds=self._settings.max_rounds,
             chosen_by=choice.chosen_by if choice else i.chosen_by,
             load=load,
-            forecast=choice.forecast if choice else None,
+            forecast=choice.forecast if choice else i.forecast,
         )
         return await drive(
             start,
@@ -228,6 +266,8 @@ class MigrationAgent:
             clock=clock,
             timeouts=self._settings.timeouts,
             progress=self._note,
+            cancelled=holding.cancelled if holding else None,
+            before=holding.before if holding else None,
             sleep=self._sleep,
         )
 

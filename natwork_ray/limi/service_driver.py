@@ -67,6 +67,10 @@ class Escort:
         """The member may pass."""
         self._open[gate].set()
 
+    async def opened(self, gate: Gate) -> None:
+        """Wait until the gate was released, for a member that is held elsewhere."""
+        await self._open[gate].wait()
+
     def abort(self, reason: str) -> None:
         """The member has to go back. Where it no longer can, it is not held either."""
         if not self.cancelled.done():

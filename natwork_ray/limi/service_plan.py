@@ -20,26 +20,9 @@ from __future__ import annotations
 from enum import StrEnum
 
 from natwork_ray.domain.migrations import MigrationForecast
+from natwork_ray.domain.phases import Gate as Gate
+from natwork_ray.domain.phases import OnFailure as OnFailure
 from natwork_ray.domain.values import value
-
-
-class Gate(StrEnum):
-    """Where a migration can be held until the others are as far."""
-
-    FREEZE = "freeze"
-    RESTORE = "restore"
-    ATTACH = "attach"
-
-
-class OnFailure(StrEnum):
-    """What becomes of the others when one member fails.
-
-    `bring_back`: while nobody of the wave was restored, all go back to their sources; afterwards they go on, since the
-    target has them already. `carry_on`: the others go on without it.
-    """
-
-    BRING_BACK = "bring-back"
-    CARRY_ON = "carry-on"
 
 
 @value

@@ -14,7 +14,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +68,9 @@ class Session:
         self.instance = words[2]
         return words[2]
 
+    def close(self) -> None:
+        self.writer.transport.abort()
+
 
 @dataclass
 class Site:
@@ -76,7 +79,7 @@ class Site:
     spec: ContainerSpec
     here: NodePorts
     there: NodePorts
-    session: Session
+    session: Session = field(init=False)
 
     @property
     def name(self) -> str:
@@ -93,10 +96,16 @@ class Site:
         """Who answers a new session."""
         for _ in range(200):
             try:
-                session = await connect(self.host)
+                session = await asyncio.wait_for(connect(self.host), ANSWER_S)
+            except OSError:
+                await asyncio.sleep(0.05)
+                continue
+            try:
                 return await session.ask()
             except (OSError, AssertionError):
                 await asyncio.sleep(0.05)
+            finally:
+                session.close()
         raise AssertionError("nobody answers")
 
 
@@ -136,18 +145,21 @@ def of_process(pid: int, name: str) -> str:
 async def site(testbed: Any, load: Load = LOAD) -> AsyncIterator[Site]:
     record, rng = testbed.record, random.Random()
     name = f"rc-{secrets.token_hex(3)}"
-    spec = new_spec(record, name, load=load, rng=rng)
+    spec = new_spec(record, name, load, rng=rng)
     ports = [build_ports(record, node.name, testbed.tools) for node in record.nodes[:2]]
     await start(record, ports[0].layout.name, spec, tools=testbed.tools, rng=rng)
-    made = Site(spec, ports[0], ports[1], Session(None, None))  # type: ignore[arg-type]
+    session: Session | None = None
     try:
+        made = Site(spec, ports[0], ports[1])
         await made.instance()
-        made.session = await connect(made.host)
-        await made.session.ask()
+        made.session = session = await connect(made.host)
+        await session.ask()
         await ports[0].runtime.abilities()
         await ports[1].runtime.abilities()
         yield made
     finally:
+        if session is not None:
+            session.close()
         for port in ports:
             await port.runtime.destroy(name, key="end")
             await port.bridge.remove(name)

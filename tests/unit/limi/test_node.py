@@ -659,7 +659,8 @@ def test_before_it_ends_a_container_by_force_it_asks_whether_it_is_whole(
             del testbed.b.hooks["await_pages_fetched"]
         testbed.b.torn = pages == "torn"
         if pages == "container gone":
-            testbed.b.state = ContainerState.STOPPED
+            gone = ContainerStatus(container="c", state=ContainerState.STOPPED)
+            monkeypatch.setattr(testbed.b, "status", lambda _: asyncio.sleep(0, gone))
         kept = pages in ("there", "nobody knows")
         forced = await node.perform(step(Verb.FORCE_WITHDRAW, 8, attempt=2))
         assert forced.decided == (RESTORED if kept else WITHDRAWN)
