@@ -26,10 +26,12 @@ from natwork_ray.config import Config
 from natwork_ray.control.executor import Executor
 from natwork_ray.domain.actions import ActionOutcome, Instruction
 from natwork_ray.domain.migrations import MigrationOutlook, MigrationProgress
+from natwork_ray.domain.phases import Gate
 from natwork_ray.domain.runtime import RuntimeAbilities
 from natwork_ray.domain.values import Backend
 from natwork_ray.errors import NatworkError, PreconditionError
 from natwork_ray.limi.agent import MigrationAgent
+from natwork_ray.limi.holding import HoldNews
 from natwork_ray.limi.steps import Step, StepReport
 from natwork_ray.ports import ContainerControl
 
@@ -64,6 +66,18 @@ class Home(Protocol):
         """How far one has come."""
         ...
 
+    async def news(self, key: str, after: int, patience_s: float) -> HoldNews:
+        """Milestones of a conducted migration."""
+        ...
+
+    async def release(self, key: str, gate: Gate) -> None:
+        """Let a conducted migration pass a gate."""
+        ...
+
+    async def cancel(self, key: str, reason: str) -> None:
+        """Take a conducted migration back."""
+        ...
+
 
 class InMemoryHome:
     """A node of the world that lives in another actor."""
@@ -92,6 +106,18 @@ class InMemoryHome:
     async def progress(self, key: str) -> MigrationProgress | None:
         """See `Home`."""
         return await self._world.progress(key, source=self._node)
+
+    async def news(self, key: str, after: int, patience_s: float) -> HoldNews:
+        """Nothing is known here: the world conducts its services itself."""
+        return HoldNews(known=False)
+
+    async def release(self, key: str, gate: Gate) -> None:
+        """Refused, as `perform`."""
+        raise PreconditionError(f"{self._node} is a node in memory", hint="give the world the whole service instead")
+
+    async def cancel(self, key: str, reason: str) -> None:
+        """Refused, as `perform`."""
+        raise PreconditionError(f"{self._node} is a node in memory", hint="give the world the whole service instead")
 
 
 class NodeHome:
@@ -148,6 +174,18 @@ class NodeHome:
         """See `Home`."""
         return await self._in_loop(self._agent.progress(key))
 
+    async def news(self, key: str, after: int, patience_s: float) -> HoldNews:
+        """See `Home`."""
+        return await self._in_loop(self._agent.news(key, after=after, patience_s=patience_s))
+
+    async def release(self, key: str, gate: Gate) -> None:
+        """See `Home`."""
+        await self._in_loop(self._agent.release(key, gate))
+
+    async def cancel(self, key: str, reason: str) -> None:
+        """See `Home`."""
+        await self._in_loop(self._agent.cancel(key, reason))
+
 
 class LimiAgent:
     """The agent of one node."""
@@ -183,6 +221,18 @@ class LimiAgent:
     async def progress(self, key: str) -> MigrationProgress | None:
         """How far a migration of this source has come; None when none of that key is under way."""
         return await self._home.progress(key)
+
+    async def news(self, key: str, after: int, patience_s: float) -> HoldNews:
+        """How far a conducted migration is: once there is more than `after` milestones, or after `patience_s`."""
+        return await self._home.news(key, after, patience_s)
+
+    async def release(self, key: str, gate: Gate) -> None:
+        """Let a conducted migration pass a gate; a repeated call changes nothing."""
+        await self._home.release(key, gate)
+
+    async def cancel(self, key: str, reason: str) -> None:
+        """Take a conducted migration back, if it still can go back; a repeated call changes nothing."""
+        await self._home.cancel(key, reason)
 
     async def pid(self) -> int:
         """Process id, for health checks and for tests that kill it."""
@@ -222,6 +272,19 @@ class LimiClient:
         found: MigrationProgress | None = await self._actor.call("progress", key)
         return found
 
+    async def news(self, key: str, after: int, patience_s: float) -> HoldNews:
+        """See `LimiAgent.news`."""
+        news: HoldNews = await self._actor.call("news", key, after, patience_s)
+        return news
+
+    async def release(self, key: str, gate: Gate) -> None:
+        """See `LimiAgent.release`."""
+        await self._actor.call("release", key, gate)
+
+    async def cancel(self, key: str, reason: str) -> None:
+        """See `LimiAgent.cancel`."""
+        await self._actor.call("cancel", key, reason)
+
     async def pid(self) -> int:
         """Process id of the agent."""
         pid: int = await self._actor.call("pid")
@@ -229,13 +292,17 @@ class LimiClient:
 
 
 class LimiOffice:
-    """`LimiAgents` across Ray: asks the agent of the node that a question is about."""
+    """`LimiAgents` and `GateAgents` across Ray: asks the agent of the node that a question is about."""
 
     def __init__(self, namespace: str = NAMESPACE, patience_s: float = 10.0) -> None:
         self._namespace, self._patience_s = namespace, patience_s
+        self._clients: dict[str, LimiClient] = {}
 
     def _of(self, node: str) -> LimiClient:
-        return LimiClient(node, self._namespace, self._patience_s)
+        # Kept: to look an actor up takes longer than to ask it, and a gate is released within milliseconds.
+        if node not in self._clients:
+            self._clients[node] = LimiClient(node, self._namespace, self._patience_s)
+        return self._clients[node]
 
     async def outlook(self, container: str, *, source: str, target: str, weight: float | None) -> MigrationOutlook:
         """See `LimiAgents`."""
@@ -248,6 +315,18 @@ class LimiOffice:
         except NatworkError as error:
             _log.info("no progress of %s: %s", key, error)
             return None
+
+    async def news(self, key: str, *, source: str, after: int, patience_s: float) -> HoldNews:
+        """See `GateAgents`."""
+        return await self._of(source).news(key, after, patience_s)
+
+    async def release(self, key: str, gate: Gate, *, source: str) -> None:
+        """See `GateAgents`."""
+        await self._of(source).release(key, gate)
+
+    async def cancel(self, key: str, reason: str, *, source: str) -> None:
+        """See `GateAgents`."""
+        await self._of(source).cancel(key, reason)
 
 
 def start_limi(node: str, *, namespace: str = NAMESPACE, config: Config | None = None) -> LimiClient:

@@ -21,6 +21,7 @@ from natwork_ray.control.api import LimiAgents
 from natwork_ray.control.cycle import Judgement
 from natwork_ray.control.events import RunStarted
 from natwork_ray.control.executor import Executor
+from natwork_ray.control.service_moves import ConductedMoves, ServiceHands
 from natwork_ray.control.moving import LearntMovesLater, predict_move
 from natwork_ray.control.planner import MovePredictor
 from natwork_ray.domain.actions import ActionOutcome, Instruction
@@ -100,8 +101,8 @@ async def _nothing_then(_: float) -> None:
 class World:
     """One implementation of every port, and the strings that move an in-memory world.
 
-    `agents` answer what the doors ask about migrations; `close` gives up connections and threads, and leaves the world
-    as it is.
+    `agents` answer what the doors ask about migrations; `service_hands` move the containers of a service together;
+    `close` gives up connections and threads, and leaves the world as it is.
     """
 
     telemetry: TelemetrySource
@@ -113,6 +114,7 @@ class World:
     facts: Callable[[], WorldFacts]
     effects: Callable[[str], int]
     agents: LimiAgents
+    service_hands: ServiceHands | None = None
     backend: Backend = Backend.EMULATED  # of the hands; recorded telemetry has emulated ones
     observe: Callable[[float], Awaitable[None]] = _nothing_then
     recover: Callable[[], Awaitable[object]] = _nothing
@@ -311,12 +313,16 @@ def _real(config: Config) -> World:
             digest="",
         )
 
+    hands = Executor(
+        runtime=testbed, firewall=testbed, orchestrator=testbed, clock=testbed.clock, backend=Backend.REAL
+    )
     return World(
         telemetry=telemetry,
         runtime=testbed,
         firewall=testbed,
         orchestrator=testbed,
         clock=testbed.clock,
+        service_hands=ConductedMoves(hands.execute, testbed, testbed.clock, backend=Backend.REAL),
         advance=lambda _: None,  # real time passes by itself
         facts=facts,
         effects=lambda _: 1,  # an agent's journal has each key once

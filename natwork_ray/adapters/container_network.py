@@ -16,13 +16,11 @@ opening only on the way back.
 
 from __future__ import annotations
 
-import ctypes
-import os
 import socket
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from natwork_ray.adapters.network_namespace import inside
 from natwork_ray.adapters.subprocesses import Runner
 from natwork_ray.adapters.testbed_network import NETNS
 from natwork_ray.adapters.testbed_requirements import Toolchain
@@ -30,7 +28,6 @@ from natwork_ray.errors import ActionError, NotFoundError
 
 CHAIN = "NATWORK"
 _TIMEOUT_S = 10.0
-_CLONE_NEWNET = 0x40000000
 _CLOSE = f"*filter\n:{CHAIN} - [0:0]\n-A {CHAIN} -j DROP\n-I INPUT -j {CHAIN}\n-I OUTPUT -j {CHAIN}\nCOMMIT\n"
 
 
@@ -100,17 +97,12 @@ def free_port(netns: Path) -> int:
     """
 
     def work() -> int:
-        with netns.open("rb") as stream:
-            if ctypes.CDLL(None, use_errno=True).setns(stream.fileno(), _CLONE_NEWNET) != 0:
-                raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             return int(probe.getsockname()[1])
 
-    # A namespace belongs to a thread: one that ends with the question takes it along.
     try:
-        with ThreadPoolExecutor(1) as thread:
-            return thread.submit(work).result()
+        return inside(netns, work)
     except OSError as error:
         raise ActionError(f"no port in {netns.name}: {error}", hint="natwork testbed status") from error
 

@@ -12,7 +12,8 @@ frozen, the pages wait in CRIU's pipes, and a killed CRIU leaves the processes f
 **Rounds of pre-copy**: where the kernel tracks dirty pages, CRIU's own `pre-dump` with parent images. Where it does
 not, a whole checkpoint that leaves the container running; the transfer then sends the difference to the round before.
 Such an image is never restored, so that connections need not be in it. The container is frozen by a script that CRIU
-calls as it begins, and thawed when runC has ended.
+calls as it begins, and thawed when runC has ended. A lazy dump after such a round leaves to the page server only what
+differs from it (`natwork_ray.adapters.criu_difference`).
 
 What kills do (tried out, 40 of each phase at random moments, CRIU 4.2 on Linux 6.18, a client asking all the time):
 
@@ -35,6 +36,7 @@ from natwork_ray.adapters.container_network import free_port
 from natwork_ray.adapters.criu_difference import (
     MOST_COMPARED_BYTES,
     MOST_EAGER_BYTES,
+    Reduced,
     numbers_inside,
     reduce,
     unchanged,
@@ -46,10 +48,11 @@ from natwork_ray.adapters.tcp_repair import end_repair
 from natwork_ray.adapters.testbed_network import NETNS
 from natwork_ray.adapters.testbed_state import identify
 from natwork_ray.domain.runtime import DumpReport
+from natwork_ray.domain.values import decode
 from natwork_ray.errors import ActionError, ConflictError, NotFoundError, PreconditionError
 
 DUMP_S = 100.0
-COMPLETE, SERVER, STOOD = "complete", "page-server.json", "stood"
+COMPLETE, SERVER, STOOD, REDUCED = "complete", "page-server.json", "stood", "reduced.json"
 DUMP_LOG = "dump.log"
 _DONE = "Dumping finished successfully"
 _PIPE_LIMITS = (Path("/proc/sys/fs/pipe-max-size"), Path("/proc/sys/fs/pipe-user-pages-soft"))
@@ -170,7 +173,8 @@ class SourceDumps:
         log = read_log(work / DUMP_LOG)
         if _DONE not in log:
             raise node.failure(f"page server of {container}", work / RUNC_LOG, work / DUMP_LOG, -9)
-        return float(lazy_bytes(log))
+        reduced = work / REDUCED
+        return float(decode(Reduced, reduced.read_bytes()).lazy_bytes if reduced.exists() else lazy_bytes(log))
 
     async def forget(self, container: str, key: str) -> None:
         """End the page server of a migration, if this process started one."""
@@ -219,16 +223,31 @@ class SourceDumps:
             return 0
         if basis is None:
             return await self._serve(container, key, work, options)
-        processes = numbers_inside(self._node.cgroup(container).members())
+        node = self._node
+        processes = numbers_inside(node.cgroup(container).members())
         comparing = asyncio.create_task(
-            asyncio.to_thread(unchanged, processes, self._node.images(key, basis), most_bytes=MOST_COMPARED_BYTES)
+            asyncio.to_thread(unchanged, processes, node.images(key, basis), most_bytes=MOST_COMPARED_BYTES)
         )
         try:
             port = await self._serve(container, key, work, options)
-            same = await comparing
-        finally:
+        except BaseException:
             comparing.cancel()
-        await asyncio.to_thread(reduce, folder, basis, processes, same, most_eager_bytes=MOST_EAGER_BYTES)
+            await asyncio.gather(comparing, return_exceptions=True)
+            raise
+        try:
+            same = await comparing
+            reducing = asyncio.create_task(
+                asyncio.to_thread(reduce, folder, basis, processes, same, most_eager_bytes=MOST_EAGER_BYTES)
+            )
+            try:
+                node.note(work / REDUCED, await asyncio.shield(reducing))
+            finally:
+                await asyncio.wait([reducing])  # a thread cannot be cancelled, and must not write into a later attempt
+        except BaseException:
+            # The processes are frozen and the page server stands: CRIU can be killed, and would not end by itself.
+            await self.forget(container, key)
+            await asyncio.shield(node.end(container, key))
+            raise
         return port
 
     async def _checkpoint(self, container: str, key: str, work: Path, options: list[str | Path]) -> None:

@@ -13,9 +13,10 @@ that a stranger's ARP question gets one answer, from the owner.
 
 Where the kernel has no token bucket, the port joins the bridge at `attach` only, and the senders' time-outs decide.
 
-Link operations go through one netlink socket (pyroute2, extra `testbed`), a third of a millisecond each.
+No program is started: namespaces, links and queues go through netlink (`natwork_ray.adapters.netlink`), some ten
+milliseconds in all for `prepare`, which lies on the path of every migration.
 
-    bridge = L2Bridge(node, tools)
+    bridge = L2Bridge(node)
     await bridge.prepare(spec, key="m1")
     await bridge.attach("web")
 """
@@ -30,13 +31,12 @@ import struct
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import TypeVar
 
-from natwork_ray.adapters.machine import Machine
-from natwork_ray.adapters.netlink import HANDLE_TEXT, Netlink, Port
+from natwork_ray.adapters.netlink import Netlink, Port
 from natwork_ray.adapters.testbed_layout import NodeLayout
-from natwork_ray.adapters.testbed_network import NETNS, checked
-from natwork_ray.adapters.testbed_requirements import Toolchain
+from natwork_ray.adapters.testbed_network import NETNS
 from natwork_ray.domain.runtime import ContainerSpec
 from natwork_ray.domain.values import decode, encode, value
 from natwork_ray.errors import ActionError, InputError, NotFoundError, UsageError
@@ -76,14 +76,9 @@ def gratuitous_arp(address: str, mac: str) -> bytes:
 class L2Bridge:
     """AddressBridge of one node of a testbed. `shut` ends its thread."""
 
-    def __init__(
-        self, layout: NodeLayout, tools: Toolchain, *, machine: Machine | None = None, netlink: Netlink | None = None
-    ) -> None:
+    def __init__(self, layout: NodeLayout, *, netlink: Netlink | None = None) -> None:
         self._layout = layout
-        self._ip = str(tools.ip)
-        self._machine = machine or Machine()
         self._netlink = netlink or Netlink()
-        self._tc = self._machine.which("tc")
         # One thread: netlink sockets belong to theirs, and operations on one port come one after the other.
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="l2-bridge")
 
@@ -128,44 +123,28 @@ class L2Bridge:
         return await asyncio.get_running_loop().run_in_executor(self._worker, work, *arguments)
 
     def _prepare(self, spec: ContainerSpec) -> None:
-        netns, port = self._layout.container_netns(spec.name), port_name(self._layout, spec.name)
+        port = port_name(self._layout, spec.name)
         note = PortNote(container=spec.name, address=spec.address, mac=spec.mac)
         stands = self._netlink.port(port)
-        if stands is not Port.ABSENT:
-            if self._note(spec.name) == note:
-                if stands is not Port.OPEN:
-                    self._hold(port)
-                return
-            self._remove(spec.name)  # half made, or of a former container of that name
-        if not (NETNS / netns).exists():
-            checked(self._machine, [self._ip, "netns", "add", netns])
-        network = ipaddress.IPv4Interface(spec.address).network
-        within = [self._ip, "-n", netns]
-        self._netlink.make_pair(port, netns=netns, mac=spec.mac)
-        for argv in (
-            [*within, "link", "set", "eth0", "addrgenmode", "none"],
-            [self._ip, "link", "set", port, "addrgenmode", "none"],
-            [*within, "link", "set", "lo", "up"],
-            [*within, "address", "add", spec.address, "dev", "eth0"],
-            [*within, "link", "set", "eth0", "up"],
-            [*within, "route", "add", "default", "via", str(network[1])],
-        ):
-            checked(self._machine, argv)
-        self._hold(port)
-        # Last: a port with a note is whole.
-        self._netlink.write_note(port, encode(note))
+        if stands is Port.ABSENT or self._note(spec.name) != note:
+            if stands is not Port.ABSENT:
+                self._remove(spec.name)  # half made, or of a former container of that name
+            address = ipaddress.IPv4Interface(spec.address)
+            self._netlink.make_port(port, namespace=self._namespace(spec.name), mac=spec.mac, address=address)
+            self._hold(port)
+            # Last: a port with a note is whole.
+            self._netlink.write_note(port, encode(note))
+        elif stands is not Port.OPEN:
+            self._netlink.off(port)
+            self._netlink.unqueue(port)  # a bucket that was widened
+            self._hold(port)
 
     def _hold(self, port: str) -> None:
-        self._netlink.off(port)
-        if self._tc is None:
-            return
-        self._netlink.unqueue(port)  # a bucket that was widened
-        bucket = ["tbf", "rate", "1bps", "burst", str(_FRAME), "limit", str(_LIMIT_BYTES), "overhead", str(_OVERDRAFT)]
-        add = [str(self._tc), "qdisc", "add", "dev", port, "root", "handle", HANDLE_TEXT, *bucket]
-        if self._machine.run(add).status == 0:  # else the kernel has no token bucket, and the port stays off
+        if self._netlink.bucket(port, overhead_bytes=_OVERDRAFT, burst_bytes=_FRAME, limit_bytes=_LIMIT_BYTES):
             self._netlink.up(port)
             self._overdraw(port)
             self._netlink.join(port, self._layout.bridge, Port.HELD)
+        # Else the kernel has no token buckets, and the port stays off.
 
     def _overdraw(self, port: str) -> None:
         # A link that was just switched on drops what it is given, until a thread of the kernel has heard of it.
@@ -208,11 +187,13 @@ class L2Bridge:
         return note if note.container == container else None
 
     def _remove(self, container: str) -> None:
-        port, netns = port_name(self._layout, container), self._layout.container_netns(container)
+        port = port_name(self._layout, container)
         if self._netlink.index(port):
             self._netlink.delete(port)
-        if (NETNS / netns).exists():
-            checked(self._machine, [self._ip, "netns", "delete", netns])
+        self._netlink.delete_namespace(self._namespace(container))
+
+    def _namespace(self, container: str) -> Path:
+        return NETNS / self._layout.container_netns(container)
 
 
 def _filler(size: int) -> bytes:

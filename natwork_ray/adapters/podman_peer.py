@@ -89,7 +89,7 @@ class PodmanPeer:
         self._machine = machine or Machine()
         self._nodes = tuple(record.node(name) for name in nodes)
         self._folder = record.folder / NAME
-        self._bridges = {node.name: L2Bridge(node, tools) for node in self._nodes}
+        self._bridges = {node.name: L2Bridge(node) for node in self._nodes}
         self._env = environment(record.id)
         # Podman names no CRIU: the first on the PATH is taken, and it has to be the one that fits the kernel.
         self._env["PATH"] = f"{tools.criu.parent}:{self._env['PATH']}"

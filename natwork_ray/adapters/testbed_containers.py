@@ -97,7 +97,7 @@ async def start(
         ActionError: it did not start.
     """
     layout = record.node(node)
-    runtime, bridge = RuncCriu(layout, tools), L2Bridge(layout, tools)
+    runtime, bridge = RuncCriu(layout, tools), L2Bridge(layout)
     try:
         make_rootfs(layout.rootfs(spec.name), volume_bytes=volume_bytes, rng=rng)
         await bridge.prepare(spec, key="start")

@@ -39,12 +39,14 @@ from natwork_ray.domain.actions import (
     SetLimits,
 )
 from natwork_ray.domain.migrations import MigrationOutlook, MigrationProgress, MigrationRecord
+from natwork_ray.domain.phases import Gate
 from natwork_ray.domain.runtime import ContainerSpec, ContainerState, ContainerStatus
 from natwork_ray.domain.topology import Container, Link, Node, NodeRole, Slice, Topology
 from natwork_ray.domain.values import Backend, decode
 from natwork_ray.errors import NotFoundError, PreconditionError
 from natwork_ray.limi.agent import AgentSettings, MigrationAgent, Peer
 from natwork_ray.limi.choosing import MethodChooser
+from natwork_ray.limi.holding import HoldNews
 from natwork_ray.limi.node import LimiNode
 from natwork_ray.ports import ContainerControl
 
@@ -88,7 +90,7 @@ def build_ports(record: TestbedRecord, name: str, tools: Toolchain) -> NodePorts
     """
     layout = record.node(name)
     peers = {node.name: node for node in record.nodes}
-    return NodePorts(layout, RuncCriu(layout, tools), RsyncSsh(layout, peers, tools), L2Bridge(layout, tools))
+    return NodePorts(layout, RuncCriu(layout, tools), RsyncSsh(layout, peers, tools), L2Bridge(layout))
 
 
 def build_node(ports: NodePorts) -> LimiNode:
@@ -228,7 +230,7 @@ class NodeHands(MigrationOnly):
 
 @dataclass
 class TestbedWorld(MigrationOnly):
-    """A testbed in this process: `NodeActions`, `Orchestrator`, `Firewall` and `LimiAgents` in one.
+    """A testbed in this process: `NodeActions`, `Orchestrator`, `Firewall`, `LimiAgents` and `GateAgents` in one.
 
     An agent is made when it is first needed, so that who only looks has none.
     """
@@ -279,6 +281,18 @@ class TestbedWorld(MigrationOnly):
     async def progress(self, key: str, *, source: str) -> MigrationProgress | None:
         """See `LimiAgents`."""
         return await self.agent(source).progress(key)
+
+    async def news(self, key: str, *, source: str, after: int, patience_s: float) -> HoldNews:
+        """See `GateAgents`."""
+        return await self.agent(source).news(key, after=after, patience_s=patience_s)
+
+    async def release(self, key: str, gate: Gate, *, source: str) -> None:
+        """See `GateAgents`."""
+        await self.agent(source).release(key, gate)
+
+    async def cancel(self, key: str, reason: str, *, source: str) -> None:
+        """See `GateAgents`."""
+        await self.agent(source).cancel(key, reason)
 
     async def migrate(self, instruction: Migrate) -> ActionOutcome:
         """See `Migrator`."""

@@ -38,7 +38,6 @@ from natwork_ray.limi.driver import drive
 from natwork_ray.limi.load_classes import FEASIBLE_CLASSES, draw_load
 from natwork_ray.limi.node import LimiNode
 from natwork_ray.limi.phase_times import DEFAULT_PARAMETERS
-from natwork_ray.limi.retries import Timeouts
 from natwork_ray.limi.schedule import plan
 from natwork_ray.limi.service_driver import Escort, carry_out
 from natwork_ray.limi.service_members import plan_service
@@ -53,7 +52,6 @@ RESAMPLES = 2000
 _BANDWIDTH = (25e6, 1.25e9)
 _RTT_S = (0.0003, 0.004)
 _CLIENTS_MOST = 0.6  # of a link, for the clients of all containers at either end
-_HELD_S = 3600.0  # a held step is not lost: the laboratory has no dead agents here
 
 WAYS: dict[str, tuple[Gate, ...] | None] = {
     "ours": tuple(Gate),
@@ -332,11 +330,11 @@ def _mover(
         )
         return await drive(
             start,
-            source=escort.watch(source.limi),
-            target=escort.watch(target.limi),
+            source=source.limi,
+            target=target.limi,
             journal=source.journal,
             clock=source.lab.clock,
-            timeouts=Timeouts(freeze_s=_HELD_S, transfer_s=_HELD_S, address_s=_HELD_S),
+            before=escort.before,
             cancelled=escort.cancelled,
         )
 

@@ -24,8 +24,10 @@ from natwork_ray.config import Config
 from natwork_ray.control.desk import Consideration, Migration, MigrationDesk, MoveWish, ServiceWish, now_s
 from natwork_ray.control.direct import DirectControl
 from natwork_ray.control.events import Event, OutcomeReported, TopologyObserved
-from natwork_ray.domain.actions import ActionOutcome, Instruction
+from natwork_ray.control.service_moves import deliveries
+from natwork_ray.domain.actions import ActionOutcome, Instruction, Migrate
 from natwork_ray.domain.decisions import Decision, DecisionStatus
+from natwork_ray.domain.topology import Topology
 from natwork_ray.domain.values import decode, plain
 from natwork_ray.errors import ConflictError, TimedOutError
 
@@ -173,15 +175,23 @@ async def _take_charge(control: DirectControl, world: World, config: Config) -> 
 
 
 async def _deliver(control: DirectControl, world: World) -> None:
-    """Carry out what is in the outbox, all at once, and report each outcome as it comes."""
+    """Carry out what is in the outbox, all at once, and report each outcome as it comes; a service's together."""
+    outbox = await control.outbox()
+    topology = await world.orchestrator.topology() if outbox else Topology(nodes=(), links=(), slices=(), containers=())
 
-    async def one(instruction: Instruction) -> None:
-        outcome: ActionOutcome = await world.apply(instruction)
-        report = OutcomeReported(id=f"outcome:{outcome.key}", at_s=now_s(await control.status()), outcome=outcome)
-        (answer,) = await control.submit((report,))
-        answer.unwrap()
+    async def one(parts: Sequence[Instruction]) -> None:
+        moves = [i for i in parts if isinstance(i, Migrate) and i.together is not None]
+        outcomes: Sequence[ActionOutcome]
+        if world.service_hands is not None and moves:
+            outcomes = await world.service_hands.move_together(moves, topology)
+        else:
+            outcomes = await asyncio.gather(*(world.apply(i) for i in parts))
+        at_s = now_s(await control.status())
+        reports = [OutcomeReported(id=f"outcome:{o.key}", at_s=at_s, outcome=o) for o in outcomes]
+        for answer in await control.submit(reports):
+            answer.unwrap()
 
-    await asyncio.gather(*(one(i) for i in await control.outbox()))
+    await asyncio.gather(*(one(parts) for parts in deliveries(outbox)))
 
 
 async def _migrations_of(desk: MigrationDesk, decision: Decision) -> tuple[Migration, ...]:

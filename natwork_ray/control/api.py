@@ -16,7 +16,9 @@ from natwork_ray.control.service import Answer
 from natwork_ray.domain.actions import ActionOutcome, Instruction
 from natwork_ray.domain.decisions import Decision
 from natwork_ray.domain.migrations import MigrationOutlook, MigrationProgress
+from natwork_ray.domain.phases import Gate
 from natwork_ray.domain.status import LoopStatus
+from natwork_ray.limi.holding import HoldNews
 
 
 class ControlApi(Protocol):
@@ -76,6 +78,25 @@ class ControlApi(Protocol):
 
     async def audit_consistency(self, old_size: int) -> ConsistencyProof:
         """Proof that the log extends its first `old_size` entries, with the signed checkpoint."""
+        ...
+
+
+class GateAgents(Protocol):
+    """What who conducts a service asks of the LiMi agents, found by the migration's source. Calls may be repeated."""
+
+    async def news(self, key: str, *, source: str, after: int, patience_s: float) -> HoldNews:
+        """How far a migration is: as soon as more than `after` milestones are told, or after `patience_s`.
+
+        Asking tells the agent that its conductor lives. TimedOutError: the agent does not answer.
+        """
+        ...
+
+    async def release(self, key: str, gate: Gate, *, source: str) -> None:
+        """Let it pass a gate."""
+        ...
+
+    async def cancel(self, key: str, reason: str, *, source: str) -> None:
+        """Take it back, if it still can go back."""
         ...
 
 

@@ -2,6 +2,9 @@
 
 What is under way is asked of the control service, never remembered here: a courier that dies loses nothing, and the
 next one delivers what is still in the outbox under its old keys, which those who carried it out know.
+
+The migrations of one service are delivered together, to whoever conducts them, and reported together: as long as one of
+them is not over, all stay in the outbox, so that the next courier has the whole service again.
 """
 
 from __future__ import annotations
@@ -13,7 +16,8 @@ from typing import Protocol
 
 from natwork_ray.control.events import Event, OutcomeReported, TopologyObserved
 from natwork_ray.control.service import Answer
-from natwork_ray.domain.actions import NODE_LOCAL, ActionOutcome, Instruction
+from natwork_ray.control.service_moves import ServiceHands, deliveries
+from natwork_ray.domain.actions import NODE_LOCAL, ActionOutcome, Instruction, Migrate
 from natwork_ray.domain.topology import Topology
 from natwork_ray.errors import NatworkError, NotFoundError
 from natwork_ray.ports import Orchestrator
@@ -44,15 +48,23 @@ class Courier:
 
     `turn` and `drain` of a `LoopCycle` wait for it. A world whose actions take real time has `keep_delivering` run
     beside its turns instead, so that a long migration holds up no verdict. `node_hands` may grow while it works.
+    Without `service_hands` the migrations of a service are delivered one by one, each with its start time.
     """
 
     def __init__(
-        self, *, control: Control, orchestrator: Orchestrator, node_hands: Mapping[str, Hands], cluster_hands: Hands
+        self,
+        *,
+        control: Control,
+        orchestrator: Orchestrator,
+        node_hands: Mapping[str, Hands],
+        cluster_hands: Hands,
+        service_hands: ServiceHands | None = None,
     ) -> None:
         self._control = control
         self._orchestrator = orchestrator
         self._node_hands = node_hands
         self._cluster_hands = cluster_hands
+        self._service_hands = service_hands
         self._under_way: dict[str, asyncio.Task[None]] = {}
 
     async def carry_out(
@@ -63,8 +75,10 @@ class Courier:
         An instruction that could not be delivered holds up no other: the outcomes of the others are reported first,
         then its error is raised. It stays in the outbox and is delivered again under its key.
         """
-        answers = await asyncio.gather(*(self._deliver(i, topology) for i in instructions), return_exceptions=True)
-        outcomes = [a for a in answers if isinstance(a, ActionOutcome)]
+        answers = await asyncio.gather(
+            *(self._deliver(parts, topology) for parts in self._deliveries(instructions)), return_exceptions=True
+        )
+        outcomes = [outcome for a in answers if isinstance(a, tuple) for outcome in a]
         if outcomes:
             reports = [OutcomeReported(id=f"outcome:{o.key}", at_s=at_s, outcome=o) for o in outcomes]
             for report in await self._control.submit(reports):
@@ -77,7 +91,7 @@ class Courier:
     async def keep_delivering(
         self, now_s: Callable[[], float], *, pause_s: float, trouble: Callable[[str], Awaitable[None]]
     ) -> None:
-        """Deliver whatever comes into the outbox, each instruction by itself, until cancelled.
+        """Deliver whatever comes into the outbox, each instruction (or service) by itself, until cancelled.
 
         After each outcome the loop is told what runs where now. `trouble` is told what could not be delivered; that is
         tried again. Cancelling ends waiting for outcomes, not the actions: their keys are asked for again.
@@ -85,11 +99,11 @@ class Courier:
         try:
             while True:
                 try:
-                    for instruction in await self._control.outbox():
-                        if instruction.key not in self._under_way:
-                            work = self._deliver_one(instruction, now_s, trouble)
-                            task = self._under_way[instruction.key] = asyncio.create_task(work)
-                            task.add_done_callback(partial(self._forget, instruction.key))
+                    for parts in self._deliveries(await self._control.outbox()):
+                        if parts[0].key not in self._under_way:
+                            work = self._deliver_beside(parts, now_s, trouble)
+                            task = self._under_way[parts[0].key] = asyncio.create_task(work)
+                            task.add_done_callback(partial(self._forget, parts[0].key))
                 except NatworkError as error:
                     await trouble(str(error))
                 await asyncio.sleep(pause_s)
@@ -100,21 +114,27 @@ class Courier:
     def _forget(self, key: str, _: object) -> None:
         del self._under_way[key]
 
-    async def _deliver_one(
-        self, instruction: Instruction, now_s: Callable[[], float], trouble: Callable[[str], Awaitable[None]]
+    def _deliveries(self, instructions: Sequence[Instruction]) -> tuple[tuple[Instruction, ...], ...]:
+        return deliveries(instructions) if self._service_hands else tuple((i,) for i in instructions)
+
+    async def _deliver_beside(
+        self, parts: Sequence[Instruction], now_s: Callable[[], float], trouble: Callable[[str], Awaitable[None]]
     ) -> None:
         try:
-            await self.carry_out((instruction,), await self._orchestrator.topology(), now_s())
+            await self.carry_out(parts, await self._orchestrator.topology(), now_s())
             at_s = now_s()
             topology = await self._orchestrator.topology()
             news = TopologyObserved(id=f"topology@{at_s:.6f}", at_s=at_s, topology=topology)
             for answer in await self._control.submit((news,)):
                 answer.unwrap()
         except NatworkError as error:
-            await trouble(f"{instruction.type} of {instruction.container}: {error}")
+            await trouble(f"{parts[0].type} of {', '.join(i.container for i in parts)}: {error}")
 
-    async def _deliver(self, instruction: Instruction, topology: Topology) -> ActionOutcome:
-        return await self._hands(instruction, topology).execute(instruction)
+    async def _deliver(self, parts: Sequence[Instruction], topology: Topology) -> tuple[ActionOutcome, ...]:
+        moves = [i for i in parts if isinstance(i, Migrate) and i.together is not None]
+        if self._service_hands is not None and moves:
+            return await self._service_hands.move_together(moves, topology)
+        return tuple([await self._hands(i, topology).execute(i) for i in parts])
 
     def _hands(self, instruction: Instruction, topology: Topology) -> Hands:
         if not isinstance(instruction, NODE_LOCAL):

@@ -9,16 +9,18 @@ same wish under the same key is answered with the decision that it led to, anoth
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 
 from natwork_ray.control.api import ControlApi, LimiAgents
 from natwork_ray.control.events import MigrationRequested, OrderEvent, PlannedStart, ServiceMigrationRequested
 from natwork_ray.control.fleet import Fleet
 from natwork_ray.control.loop import ControlLoop
 from natwork_ray.control.orders import roomiest
-from natwork_ray.domain.actions import ActionOutcome, Migrate, MigrationMethod
+from natwork_ray.domain.actions import ActionOutcome, Gate, Migrate, MigrationMethod, OnFailure
 from natwork_ray.domain.decisions import Decision, DecisionStatus
 from natwork_ray.domain.migrations import ContainerForecast, MigrationOutlook, MigrationProgress
 from natwork_ray.domain.quota import QuotaAccount
@@ -26,7 +28,11 @@ from natwork_ray.domain.status import LoopStatus
 from natwork_ray.domain.topology import Container
 from natwork_ray.domain.values import Backend, encode, value
 from natwork_ray.errors import ConflictError, NotFoundError, PreconditionError, RefusedError
+from natwork_ray.limi.schedule import plan
 from natwork_ray.limi.service_members import plan_service
+from natwork_ray.limi.service_plan import MigrationPlan, ScheduleRequest
+
+_LEAST_PATIENCE_S = 5.0
 
 
 @value
@@ -43,26 +49,40 @@ class MoveWish:
 
 @value
 class ServiceWish:
-    """Every container of a network service: to one node, or apart (`target` None)."""
+    """Every container of a network service: to one node, or apart (`target` None).
+
+    `on_failure` says what becomes of the others when one of them cannot be moved.
+    """
 
     service: str
     target: str | None
     by: str
     weight: float | None = None
     note: str = ""
+    on_failure: OnFailure = OnFailure.BRING_BACK
+
+
+@value
+class Schedule:
+    """A service's plan, and what it was made from."""
+
+    request: ScheduleRequest
+    plan: MigrationPlan
 
 
 @value
 class Consideration:
     """A dry run: what the loop would answer, what each method would cost, and what the containers may still cost.
 
-    `starts` is the plan of a service: when each container would begin.
+    `starts` is the plan of a service: when each container would begin. `schedule` is the whole of it, None for a single
+    container, and where there is nothing to plan or no room.
     """
 
     decision: Decision
     outlooks: tuple[MigrationOutlook, ...]
     quota: tuple[QuotaAccount, ...]
     starts: tuple[PlannedStart, ...] = ()
+    schedule: Schedule | None = None
 
 
 @value
@@ -106,21 +126,22 @@ class MigrationDesk:
         known = await self._known(wish, key)
         if known is not None:
             return _granted(known), True
-        order, _ = await self._service_order(wish, key)
+        order, _, _ = await self._service_order(wish, key)
         return _granted(await self._submit(order, wish, key)), False
 
     async def consider(self, wish: MoveWish | ServiceWish) -> Consideration:
         """The dry run of a wish: measured and weighed, and nothing is changed or recorded."""
         order: OrderEvent
+        schedule: Schedule | None = None
         if isinstance(wish, MoveWish):
             order, outlooks = await self._move_order(wish, "dry-run")
         else:
-            order, outlooks = await self._service_order(wish, "dry-run")
+            order, outlooks, schedule = await self._service_order(wish, "dry-run")
         decision = await self._control.consider(order)
         concerned = {i.container for i in decision.instructions}
         quota = tuple(q for q in (await self._control.status()).quota if q.container in concerned)
         starts = order.starts if isinstance(order, ServiceMigrationRequested) else ()
-        return Consideration(decision=decision, outlooks=outlooks, quota=quota, starts=starts)
+        return Consideration(decision=decision, outlooks=outlooks, quota=quota, starts=starts, schedule=schedule)
 
     async def migrations(self) -> list[Migration]:
         """Every live migration that a decision holds, oldest first."""
@@ -195,7 +216,7 @@ class MigrationDesk:
 
     async def _service_order(
         self, wish: ServiceWish, key: str
-    ) -> tuple[ServiceMigrationRequested, tuple[MigrationOutlook, ...]]:
+    ) -> tuple[ServiceMigrationRequested, tuple[MigrationOutlook, ...], Schedule | None]:
         status = await self._control.status()
         fleet = Fleet(status.topology)
         taken: list[tuple[Container, str]] = []
@@ -207,15 +228,19 @@ class MigrationDesk:
             if target is None or status.topology.node(target) is None:
                 continue  # the loop says so
             taken.append((container, target))
-            outlook = await self._outlook(container, target, wish.weight, fleet)
+        # All at once: what was measured first would be old when the last has been.
+        for outlook in await asyncio.gather(*(self._outlook(c, target, wish.weight, fleet) for c, target in taken)):
             if outlook is not None:
                 _possible(outlook, None)
                 outlooks.append(outlook)
         forecasts = tuple(
-            ContainerForecast(container=o.container, target=o.target, forecast=forecast)
+            ContainerForecast(
+                container=o.container, target=o.target, forecast=forecast, load=o.load, chosen_by=o.chosen_by
+            )
             for o in outlooks
             if (forecast := o.forecast()) is not None
         )
+        schedule = _schedule(wish, outlooks, status)
         order = ServiceMigrationRequested(
             id=_order_id(key),
             at_s=now_s(status),
@@ -225,10 +250,13 @@ class MigrationDesk:
             note=wish.note,
             weight=wish.weight,
             forecasts=forecasts,
-            starts=_starts(wish.service, outlooks, status),
+            starts=_starts(schedule),
+            gates=schedule.plan.gates if schedule else (),
+            on_failure=wish.on_failure,
+            patience_s=_patience_s(schedule),
             digest=_digest(wish),
         )
-        return order, tuple(outlooks)
+        return order, tuple(outlooks), schedule
 
     async def _outlook(
         self, container: Container, target: str, weight: float | None, fleet: Fleet
@@ -259,15 +287,32 @@ def now_s(status: LoopStatus) -> float:
     return max(status.at_s, time.time()) if status.backend is Backend.REAL else status.at_s
 
 
-def _starts(service: str, outlooks: Sequence[MigrationOutlook], status: LoopStatus) -> tuple[PlannedStart, ...]:
-    """When each container begins, so that all arrive together. Where the nodes have no room, the loop says so."""
+def _schedule(wish: ServiceWish, outlooks: Sequence[MigrationOutlook], status: LoopStatus) -> Schedule | None:
+    """When each container moves on, so that all arrive together. Where the nodes have no room, the loop says so."""
     if not outlooks:
-        return ()
+        return None
     try:
-        _, plan = plan_service(service, outlooks, status.topology)
+        request, planned = plan_service(
+            wish.service, outlooks, status.topology, gates=tuple(Gate), on_failure=wish.on_failure
+        )
     except RefusedError:
+        return None
+    return Schedule(request=request, plan=planned)
+
+
+def _starts(schedule: Schedule | None) -> tuple[PlannedStart, ...]:
+    """Start times for worlds in which nobody can be held: another plan of the same members."""
+    if schedule is None:
         return ()
-    return tuple(PlannedStart(container=m.container, starts_s=m.start_s) for m in plan.migrations)
+    alone = plan(replace(schedule.request, gates=()))
+    return tuple(PlannedStart(container=m.container, starts_s=m.start_s) for m in alone.migrations)
+
+
+def _patience_s(schedule: Schedule | None) -> float:
+    """How long a container may stand still at a gate: some seconds more than twice the longest downtime planned."""
+    if schedule is None:
+        return 0.0
+    return _LEAST_PATIENCE_S + 2 * max(m.arrival_s - m.freeze_s for m in schedule.plan.migrations)
 
 
 def _possible(outlook: MigrationOutlook, method: MigrationMethod | None) -> None:

@@ -5,20 +5,21 @@ An order is carried out in every mode: the mode bounds what the loop does by its
 does not stand that is a decision as well, refused and with its reason, so that the audit log has every wish and its
 answer. Only an order that names what does not exist is no decision: there is nothing to decide about.
 
-A service's containers go in one decision with one instruction each; `starts_s` of the plan becomes `not_before_s` of
-the instruction. Either all can be moved or none is: half a service in another place is nobody's wish.
+A service's containers go in one decision with one instruction each. Where their plan is conducted, each instruction
+carries the forecast that the plan was made from, and `together`; `starts_s` of the plan becomes `not_before_s`, for
+worlds in which nobody conducts. Either all can be moved or none is: half a service in another place is nobody's wish.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from natwork_ray.control.events import MigrationRequested, OrderEvent, ServiceMigrationRequested
 from natwork_ray.control.fleet import Fleet
 from natwork_ray.control.planner import MovePredictor
-from natwork_ray.domain.actions import Migrate, MigrationMethod
+from natwork_ray.domain.actions import Migrate, MigrationMethod, ServiceMove
 from natwork_ray.domain.decisions import Decision, DecisionStatus, MitigationKind, Mode, Order
 from natwork_ray.domain.migrations import MigrationForecast
 from natwork_ray.domain.topology import Container
@@ -96,8 +97,10 @@ def decide_service_move(event: ServiceMigrationRequested, o: Ordering) -> Decisi
         raise NotFoundError(f"there is no network service {event.service!r}", hint=f"there are: {names or 'none'}")
     if event.target is not None:
         o.fleet.node(event.target)
-    forecasts = {(f.container, f.target): f.forecast for f in event.forecasts}
+    forecasts = {(f.container, f.target): f for f in event.forecasts}
     starts = {s.container: s.starts_s for s in event.starts}
+    if event.gates and not (math.isfinite(event.patience_s) and event.patience_s > 0):
+        raise UsageError(f"the patience of {event.service}", hint="above 0 seconds, where there are gates")
     if len(starts) != len(event.starts) or not all(math.isfinite(s) and s >= 0 for s in starts.values()):
         raise UsageError(f"the start times of {event.service}", hint="one for each container, 0 or more seconds")
     moves: list[_Move] = []
@@ -110,9 +113,23 @@ def decide_service_move(event: ServiceMigrationRequested, o: Ordering) -> Decisi
         if target is None:
             moves.append(_Move(container, container.node, refusal="no other node has room for it"))
             continue
-        moves.append(_examined(container, target, None, forecasts.get((container.name, target)), moves, o))
-    instructions = tuple(
-        Migrate(
+        foretold = forecasts.get((container.name, target))
+        moves.append(_examined(container, target, None, foretold.forecast if foretold else None, moves, o))
+    conducted = bool(event.gates) and len(moves) > 1 and all((m.container.name, m.target) in forecasts for m in moves)
+    together = (
+        ServiceMove(
+            id=o.decision_id,
+            service=event.service,
+            gates=event.gates,
+            on_failure=event.on_failure,
+            patience_s=event.patience_s,
+        )
+        if conducted
+        else None
+    )
+    instructions = []
+    for number, move in enumerate(moves):
+        instruction = Migrate(
             key=f"{o.decision_id}/{number}",
             container=move.container.name,
             source=move.container.node,
@@ -120,8 +137,17 @@ def decide_service_move(event: ServiceMigrationRequested, o: Ordering) -> Decisi
             weight=event.weight,
             not_before_s=event.at_s + starts.get(move.container.name, 0.0),
         )
-        for number, move in enumerate(moves)
-    )
+        if together is not None:
+            known = forecasts[move.container.name, move.target]
+            instruction = replace(
+                instruction,
+                method=known.forecast.method,
+                chosen_by=known.chosen_by,
+                load=known.load,
+                forecast=known.forecast,
+                together=together,
+            )
+        instructions.append(instruction)
     where = f"to {event.target}" if event.target else "apart, each to the node with most room"
     refusals = [f"{m.container.name}: {m.refusal}" for m in moves if m.refusal]
     if not moves:
@@ -131,7 +157,7 @@ def decide_service_move(event: ServiceMigrationRequested, o: Ordering) -> Decisi
     else:
         stay = f"; {', '.join(staying)} stay" if staying else ""
         reason = f"{event.by} asked for it: {len(moves)} containers of {event.service} {where}{stay}"
-    return _decision(event, o, event.service, reason, moves, instructions)
+    return _decision(event, o, event.service, reason, moves, tuple(instructions))
 
 
 def roomiest(container: Container, fleet: Fleet, taken: Sequence[tuple[Container, str]]) -> str | None:

@@ -134,13 +134,13 @@ class MigrationAgent:
         holding, task = self._holdings.get(key), self._tasks.get(key)
         if task is None:
             open_keys = {start.key for start in unfinished(self.node.journal)}
-            return HoldNews(known=key in self._known() or key in open_keys, over=key in self._known())
+            return HoldNews(known=key in self._known() or key in open_keys)
         told: tuple[Milestone, ...] = ()
         if holding is not None:
             told = await holding.news(after=after, patience_s=patience_s)
         else:
             await asyncio.wait({task}, timeout=patience_s)
-        return HoldNews(known=True, over=task.done(), milestones=told)
+        return HoldNews(known=True, milestones=told)
 
     async def release(self, key: str, gate: Gate) -> None:
         """Let a conducted migration pass a gate; nothing where it is over, or has no gates any more."""

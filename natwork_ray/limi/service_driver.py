@@ -21,26 +21,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
 
 from natwork_ray.domain.migrations import MigrationRecord, MigrationState
 from natwork_ray.limi.conduct import Abort, Begin, Conductor, Reached, Release, ScheduleEvent, Tick, WakeAt
 from natwork_ray.limi.service_plan import Gate, Milestone
-from natwork_ray.limi.steps import Step, StepReport, Verb
+from natwork_ray.limi.steps import Step, Verb
 from natwork_ray.ports import Clock
 
-# What has to be over before a restore, beside the transfer of the dump.
-_BESIDE = frozenset({Verb.VOLUME_TRANSFER, Verb.ADDRESS_DETACH, Verb.PAGE_TUNNEL})
 # What is asked for as soon as the address has moved, by method.
 _AFTER_ARRIVAL = frozenset({Verb.PAGES_FETCHED, Verb.PAGES_SERVED, Verb.SETTLE_SOURCE, Verb.SETTLE_TARGET})
-
-
-class Performer(Protocol):
-    """One side of a migration."""
-
-    async def perform(self, step: Step) -> StepReport:
-        """Do a step."""
-        ...
 
 
 @dataclass
@@ -53,15 +42,6 @@ class Escort:
     cancelled: asyncio.Future[str]
     _open: dict[Gate, asyncio.Event] = field(default_factory=lambda: {gate: asyncio.Event() for gate in Gate})
     _told: set[Milestone] = field(default_factory=set)
-    _beside: set[int] = field(default_factory=set)
-    _beside_over: asyncio.Event = field(default_factory=asyncio.Event)
-
-    def watch(self, performer: Performer) -> Performer:
-        """For a driver that is not given `before`: the same performer, held inside its steps while their time-outs run.
-
-        A restore is held before the transfer of the dump is reported, so that it can still be cancelled.
-        """
-        return _Watched(performer, self)
 
     def release(self, gate: Gate) -> None:
         """The member may pass."""
@@ -89,24 +69,6 @@ class Escort:
         elif step.verb in _AFTER_ARRIVAL:
             self._say(Milestone.ARRIVED)
 
-    async def within(self, step: Step, performer: Performer) -> StepReport:
-        """Do a step, held inside of it: see `watch`."""
-        if step.verb in _BESIDE:
-            self._beside.add(step.number)
-            self._beside_over.clear()
-        elif step.verb is not Verb.RESTORE:
-            await self.before(step)
-        report = await performer.perform(step)
-        if step.verb in _BESIDE:
-            self._beside.discard(step.number)
-            if not self._beside:
-                self._beside_over.set()
-        elif step.verb is Verb.DUMP_TRANSFER:
-            if self._beside:
-                await self._beside_over.wait()
-            await self._pass(Gate.RESTORE, Milestone.AT_RESTORE, Milestone.RESTORING)
-        return report
-
     async def _pass(self, gate: Gate, there: Milestone, beyond: Milestone) -> None:
         self._say(there)
         if gate in self.gates:
@@ -118,14 +80,6 @@ class Escort:
         if milestone not in self._told:
             self._told.add(milestone)
             self.tell(self.container, milestone)
-
-
-class _Watched:
-    def __init__(self, performer: Performer, escort: Escort) -> None:
-        self._performer, self._escort = performer, escort
-
-    async def perform(self, step: Step) -> StepReport:
-        return await self._escort.within(step, self._performer)
 
 
 Move = Callable[[str, Escort], Awaitable[MigrationRecord]]

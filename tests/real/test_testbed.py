@@ -273,7 +273,7 @@ while True:
 
 @asynccontextmanager
 async def _bridges(record: TestbedRecord, tools: Toolchain) -> AsyncIterator[tuple[L2Bridge, ...]]:
-    bridges = tuple(L2Bridge(layout, tools) for layout in record.nodes)
+    bridges = tuple(L2Bridge(layout) for layout in record.nodes)
     try:
         yield bridges
     finally:
@@ -395,7 +395,7 @@ def test_an_agent_that_was_killed_finds_the_port_again(testbed: Any) -> None:
         async with _bridges(testbed.record, testbed.tools) as (a, _, _third):
             spec = _spec(testbed.record)
             await a.prepare(spec, key="k")
-            again = L2Bridge(testbed.record.nodes[0], testbed.tools)
+            again = L2Bridge(testbed.record.nodes[0])
             await again.prepare(spec, key="k")
             await again.attach("web")
             assert await a.attached("web")

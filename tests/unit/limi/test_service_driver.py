@@ -149,11 +149,10 @@ def test_a_step_that_is_asked_for_twice_reaches_nothing_new() -> None:
         escort = Escort(
             "web", frozenset(), lambda _, m: told.append(m.value), asyncio.get_running_loop().create_future()
         )
-        watched = escort.watch(Side())
         for number, verb in enumerate(
             (Verb.DUMP_TRANSFER, Verb.RESTORE, Verb.ADDRESS_MOVE, Verb.ADDRESS_MOVE, Verb.PAGES_FETCHED)
         ):
-            await watched.perform(step(verb, number))
+            await escort.before(step(verb, number))
         await escort.before(step(Verb.SETTLE_SOURCE, 9))
         return told
 
