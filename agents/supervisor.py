@@ -23,7 +23,7 @@ import ray
 from agents.calls import NamedActor
 from agents.control import ControlClient, start_control
 from agents.judging import ServeJudge
-from agents.limi import LimiClient, start_limi
+from agents.limi import LimiClient, LimiOffice, start_limi
 from agents.naming import HOST_LABEL, NAMESPACE, SERVE_ANOMALY, SUPERVISOR
 from agents.world import WorldClient, start_world
 from natwork_ray.backends import WorldFacts, run_started
@@ -32,9 +32,10 @@ from natwork_ray.control.courier import Courier
 from natwork_ray.control.cycle import Hands, LoopCycle, Turn
 from natwork_ray.control.events import TopologyObserved
 from natwork_ray.control.executor import Executor
-from natwork_ray.domain.actions import Instruction
+from natwork_ray.control.service_moves import ConductedMoves, ServiceHands
+from natwork_ray.domain.actions import ActionOutcome, Instruction, Migrate
 from natwork_ray.domain.values import Backend
-from natwork_ray.errors import ConflictError, NatworkError, TimedOutError
+from natwork_ray.errors import ConflictError, NatworkError, NotFoundError, TimedOutError
 from natwork_ray.profiling.profile import ProfileBook
 
 # How long an order waits at most before it is delivered, beside the turns.
@@ -50,6 +51,14 @@ class Crew:
     control: ControlClient
     world: WorldClient
     limi: dict[str, LimiClient]
+
+
+class _SteadyClock:
+    """Seconds since some moment; never set back."""
+
+    def now_s(self) -> float:
+        """Now."""
+        return time.monotonic()
 
 
 class Supervisor:
@@ -120,6 +129,7 @@ class Supervisor:
             node_hands=self._hands,
             cluster_hands=self._cluster_hands(),
             window_length=self._config.loop.window,
+            service_hands=self._service_hands(),
         )
 
     def _cluster_hands(self) -> Executor:
@@ -132,7 +142,21 @@ class Supervisor:
             orchestrator=self.crew.world,
             node_hands=self._hands,
             cluster_hands=self._cluster_hands(),
+            service_hands=self._service_hands(),
         )
+
+    def _service_hands(self) -> ServiceHands:
+        """Who conducts a service's schedule: this process on real nodes, the world itself in an emulated one."""
+        if self.facts.backend is not Backend.REAL:
+            return self.crew.world
+
+        async def execute(instruction: Migrate) -> ActionOutcome:
+            hands = self._hands.get(instruction.source)
+            if hands is None:
+                raise NotFoundError(f"no LiMi agent on node {instruction.source}", hint="it may still be starting")
+            return await hands.execute(instruction)
+
+        return ConductedMoves(execute, LimiOffice(self._namespace), _SteadyClock(), backend=Backend.REAL)
 
     async def keep_delivering(self, trouble: Callable[[str], Awaitable[None]]) -> None:
         """Carry out what is issued while real time passes; see `Courier.keep_delivering`."""

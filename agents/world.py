@@ -31,6 +31,7 @@ from natwork_ray.domain.migrations import MigrationOutlook, MigrationProgress
 from natwork_ray.domain.telemetry import FlowShare, NodeUsage, TelemetryWindow
 from natwork_ray.domain.topology import Topology
 from natwork_ray.domain.values import Backend
+from natwork_ray.errors import PreconditionError
 
 PATIENCE_S = 20.0  # it is never restarted, so there is little to wait for
 
@@ -71,6 +72,13 @@ class WorldActor:
     async def apply(self, instruction: Instruction) -> ActionOutcome:
         """Carry out an instruction, once by key."""
         return await self._world.apply(instruction)
+
+    async def move_together(self, instructions: Sequence[Migrate]) -> tuple[ActionOutcome, ...]:
+        """Carry out the migrations of a service by their schedule, once by their keys."""
+        if self._world.service_hands is None:
+            raise PreconditionError("this world has no schedules", hint="deliver the migrations one by one")
+        topology = await self._world.orchestrator.topology()
+        return await self._world.service_hands.move_together(instructions, topology)
 
     async def outlook(self, container: str, source: str, target: str, weight: float | None) -> MigrationOutlook:
         """See `LimiAgents.outlook`."""
@@ -150,6 +158,11 @@ class WorldClient:
     async def _apply(self, instruction: Instruction) -> ActionOutcome:
         outcome: ActionOutcome = await self._ask("apply", instruction)
         return outcome
+
+    async def move_together(self, instructions: Sequence[Migrate], topology: Topology) -> tuple[ActionOutcome, ...]:
+        """See `ServiceHands`; the world knows its topology."""
+        outcomes: tuple[ActionOutcome, ...] = await self._ask("move_together", tuple(instructions))
+        return outcomes
 
     async def migrate(self, instruction: Migrate) -> ActionOutcome:
         """See `NodeActions`."""

@@ -21,9 +21,9 @@ from natwork_ray.control.api import LimiAgents
 from natwork_ray.control.cycle import Judgement
 from natwork_ray.control.events import RunStarted
 from natwork_ray.control.executor import Executor
-from natwork_ray.control.service_moves import ConductedMoves, ServiceHands
 from natwork_ray.control.moving import LearntMovesLater, predict_move
 from natwork_ray.control.planner import MovePredictor
+from natwork_ray.control.service_moves import ConductedMoves, ServiceHands
 from natwork_ray.domain.actions import ActionOutcome, Instruction
 from natwork_ray.domain.labelled import LabelledEvent
 from natwork_ray.domain.phases import MigrationMethod
@@ -36,6 +36,7 @@ from natwork_ray.emulation.ports import (
     EmulatedFirewall,
     EmulatedOrchestrator,
     EmulatedRuntime,
+    EmulatedServiceHands,
     EmulatedTelemetry,
 )
 from natwork_ray.emulation.prospect import EmulatedAgents
@@ -193,6 +194,7 @@ def _emulated(config: Config) -> World:
         facts=facts,
         effects=testbed.effects,
         agents=EmulatedAgents(testbed, chooser, config.migration.weight),
+        service_hands=EmulatedServiceHands(testbed),
     )
 
 
@@ -259,6 +261,7 @@ def _replayed(config: Config) -> World:
         facts=facts,
         effects=testbed.effects,
         agents=EmulatedAgents(testbed, chooser, config.migration.weight),
+        service_hands=EmulatedServiceHands(testbed),
     )
 
 
@@ -313,9 +316,7 @@ def _real(config: Config) -> World:
             digest="",
         )
 
-    hands = Executor(
-        runtime=testbed, firewall=testbed, orchestrator=testbed, clock=testbed.clock, backend=Backend.REAL
-    )
+    hands = Executor(runtime=testbed, firewall=testbed, orchestrator=testbed, clock=testbed.clock, backend=Backend.REAL)
     return World(
         telemetry=telemetry,
         runtime=testbed,

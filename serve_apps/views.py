@@ -15,7 +15,7 @@ from natwork_ray.audit.log import AuditEntry
 from natwork_ray.audit.proofs import ConsistencyProof, InclusionProof
 from natwork_ray.control.desk import Migration, MoveWish, ServiceWish
 from natwork_ray.domain.decisions import Decision, Mode
-from natwork_ray.domain.phases import MigrationMethod
+from natwork_ray.domain.phases import MigrationMethod, OnFailure
 from natwork_ray.domain.quota import QuotaAccount
 from natwork_ray.domain.topology import Container, Link, Node
 from natwork_ray.domain.values import value
@@ -171,13 +171,17 @@ class MoveRequest:
 
 @value
 class ServiceMoveRequest:
-    """A person's wish to have a whole network service moved. `target` null spreads it over the roomiest nodes."""
+    """A person's wish to have a whole network service moved. `target` null spreads it over the roomiest nodes.
+
+    `on_failure` says what becomes of the others when one container cannot be moved: all come back, or they carry on.
+    """
 
     service: Annotated[str, Field(min_length=1, max_length=253, examples=["traffic"])]
     target: NodeName | None
     by: Person
     weight: Weight = None
     note: Note = ""
+    on_failure: OnFailure = OnFailure.BRING_BACK
 
     def wish(self) -> ServiceWish:
         """As the desk takes it."""

@@ -136,10 +136,13 @@ def read_log(path: Path) -> str:
 def decisive_line(log: str) -> str:
     """The first error in one of CRIU's logs, without the place in its source; empty when there is none.
 
-    The first, since what follows are its consequences.
+    The first, since what follows are its consequences. What CRIU calls an error in every dump does not count: it would
+    like to raise a limit of its own, which it may not where CAP_SYS_RESOURCE is missing.
     """
-    match = re.search(r"Error \([^)]{1,80}\): (.+)", log)
-    return match[1].strip()[:300] if match else ""
+    for match in re.finditer(r"Error \([^)]{1,80}\): (.+)", log):
+        if not match[1].startswith("rlimit: Can't setup RLIMIT_NOFILE for self"):
+            return match[1].strip()[:300]
+    return ""
 
 
 def hint_for(line: str) -> str:

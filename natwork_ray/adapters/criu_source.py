@@ -254,13 +254,20 @@ class SourceDumps:
         node, log = self._node, work / RUNC_LOG
         argv = node.runc(log, "checkpoint", *options, container)
         env = node.env(node.marker(container, key))
-        done = await node.runner.run(argv, env=env, timeout_s=DUMP_S, quiet=True, alone=True)
-        if done.status != 0:
+        status = -9
+
+        async def dump() -> None:
+            nonlocal status
+            status = (await node.runner.run(argv, env=env, timeout_s=DUMP_S, quiet=True, alone=True)).status
+
+        marker = node.marker(container, key)
+        await node.while_criu_lives(dump(), marker=marker, criu=work / DUMP_LOG, done=_DONE)
+        if status != 0:
             # First of all: when CRIU was killed, the processes run by now. While it lives, they have to run for it.
             process = node.process(container)
             if process is not None and not traced(process.pid):
                 await node.cgroup(container).freeze()
-            raise node.failure(f"dump of {container}", log, work / DUMP_LOG, done.status)
+            raise node.failure(f"dump of {container}", log, work / DUMP_LOG, status)
 
     async def _serve(self, container: str, key: str, work: Path, options: list[str | Path]) -> int:
         """Dump and serve the pages on a port of the node's loopback; returns when the server is ready."""

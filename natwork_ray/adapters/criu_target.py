@@ -6,6 +6,8 @@ port is held until the address is attached.
 
 What goes wrong here, and what is done about it:
 
+- CRIU killed, or giving up late, leaves runC waiting for processes that wait for CRIU: it is looked after
+  (`NodeTools.while_criu_lives`), and when it is gone the rest is killed.
 - A failed lazy restore leaves runC waiting for a process that waits for pages: the daemon is watched, and when it ends
   before the restore does, the restore's processes are killed.
 - When the daemon dies later, the kernel gives *zeros* for the pages that are missing, and the container runs on with
@@ -137,11 +139,13 @@ class TargetRestores:
             "--bundle",
             node.layout.bundle(container),
         ]
-        await node.must(
+        marker = node.marker(container, key)
+        restoring = node.must(
             node.runc(log, "restore", "--detach", "--tcp-established", *options, *paths, container),
-            marker=node.marker(container, key), log=log, what=f"restore of {container}", timeout_s=RESTORE_S,
-            criu=work / RESTORE_LOG,
+            marker=marker, log=log, what=f"restore of {container}", timeout_s=RESTORE_S, criu=work / RESTORE_LOG,
         )  # fmt: skip
+        if not await node.while_criu_lives(restoring, marker=marker, criu=work / RESTORE_LOG, done=_DONE):
+            raise node.failure(f"restore of {container}", log, work / RESTORE_LOG, -9)
 
     async def _restore_lazily(self, container: str, key: str, folder: Path, work: Path, server: PageServer) -> None:
         daemon = await self._fetch(container, key, folder, work, server)

@@ -96,16 +96,18 @@ class RsyncSsh:
         self._opening: dict[str, asyncio.Lock] = {}
         self._attributes: tuple[str, ...] | None = None
         self._measured: dict[str, tuple[object, float, PathReport]] = {}
+        self._measuring: dict[str, asyncio.Lock] = {}
         self._ending: set[RsyncProcess] = set()
 
     async def open(self, target: str) -> PathReport:
         """Have the way ready and measure it, unless that was done on the same connection within five minutes."""
         way = await self._way(target)
-        known = self._measured.get(target)
-        now_s = time.monotonic()
-        if known is None or known[0] is not way.session or now_s - known[1] > _FRESH_S:
-            known = self._measured[target] = (way.session, now_s, await way.measure())
-        return known[2]
+        async with self._measuring.setdefault(target, asyncio.Lock()):  # two at once would each see half of it
+            known = self._measured.get(target)
+            now_s = time.monotonic()
+            if known is None or known[0] is not way.session or now_s - known[1] > _FRESH_S:
+                known = self._measured[target] = (way.session, now_s, await way.measure())
+            return known[2]
 
     async def send_images(self, container: str, *, target: str, key: str, images: str, basis: str | None) -> SendReport:
         """Send one set of images; see ImageTransfer. A set that names a CRIU parent holds differences already and goes

@@ -16,17 +16,19 @@ half-way."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from pathlib import Path
+from typing import Any
 
 from natwork_ray.adapters.container_cgroup import CGROUPS, ContainerCgroup
 from natwork_ray.adapters.container_network import ContainerNetwork
 from natwork_ray.adapters.criu_files import decisive_line, hint_for, read_log
 from natwork_ray.adapters.runc_bundle import Bundle
-from natwork_ray.adapters.subprocesses import MARKER, Child, Runner, end_family, status_pipe, told_ready
+from natwork_ray.adapters.subprocesses import MARKER, Child, Runner, end_family, family, status_pipe, told_ready
 from natwork_ray.adapters.testbed_layout import NodeLayout
 from natwork_ray.adapters.testbed_network import NETNS
 from natwork_ray.adapters.testbed_requirements import Toolchain
@@ -40,6 +42,7 @@ _MAX_STATE = 4 * 2**20
 _TIMEOUT_S = 10.0
 _FOLDER, SESSIONS = "criu", "sessions"
 RUNC_LOG, SAID = "runc.log", "said"
+LOOK_S, GONE_LOOKS = 0.2, 2
 
 
 class NodeTools:
@@ -182,6 +185,37 @@ class NodeTools:
             raise self.failure(what, work / RUNC_LOG, criu, await child.wait())
         return child
 
+    async def while_criu_lives(self, work: Coroutine[Any, Any, None], *, marker: str, criu: Path, done: str) -> bool:
+        """Await a runC that drives CRIU; False, and the wait is ended, when CRIU is gone while runC waits on.
+
+        It does when CRIU is killed while it restores, since what it left keeps their socket open, and when it is killed
+        while it only says its version. What takes less than a fifth of a second is not looked at.
+
+        Args:
+            criu: CRIU's log, and `done` what it writes there when all has gone well.
+        """
+        running = asyncio.create_task(work)
+        watching = asyncio.create_task(self._criu_is_gone(marker, criu, done))
+        try:
+            await asyncio.wait({running, watching}, return_when=asyncio.FIRST_COMPLETED)
+            if not running.done():
+                return False
+            await running
+        finally:
+            for task in (running, watching):
+                task.cancel()
+            await asyncio.gather(running, watching, return_exceptions=True)
+        return True
+
+    async def _criu_is_gone(self, marker: str, criu: Path, done: str) -> None:
+        alone = 0
+        # Before CRIU has begun its log, runC may not have started it yet.
+        while alone < (GONE_LOOKS if criu.exists() else 5 * GONE_LOOKS):
+            await asyncio.sleep(LOOK_S)
+            living = await asyncio.to_thread(family, marker, self.sessions)
+            gone = done not in read_log(criu) and not any(is_criu(process.pid) for process in living)
+            alone = alone + 1 if gone else 0
+
     def failure(self, what: str, log: Path, criu: Path | None, status: int) -> ActionError:
         """The error that a log explains."""
         line = (decisive_line(read_log(criu)) if criu else "") or runc_line(read_log(log))
@@ -269,3 +303,13 @@ def runc_line(log: str) -> str:
         if isinstance(entry, Mapping) and entry.get("level") in ("error", "fatal"):
             return str(entry.get("msg", ""))[:300]
     return ""
+
+
+def is_criu(pid: int) -> bool:
+    """Whether a process is CRIU itself, and none that it restores: those are in a process namespace of their own."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return False
+    told = {name: text.split() for name, _, text in (line.partition(":") for line in lines)}
+    return told.get("Name") == ["criu"] and len(told.get("NSpid", [])) == 1

@@ -212,9 +212,9 @@ class RuncCriu:
         stood = node.cgroup(container).state() in ("frozen", "freezing")
         await self._source.hold(container, key)
         await node.unmount(node.work(key), node.layout.runc_root / container, node.layout.bundle(container))
-        await node.network(container).open()
-        process = node.process(container)
+        network, process = node.network(container), node.process(container)
         if process is not None:
+            await network.open()
             node.cgroup(container).thaw()
             if await _survives(process.pid):
                 return Revival.THAWED if stood else Revival.STILL_RUNNING
@@ -223,9 +223,12 @@ class RuncCriu:
             if done.read_text(encoding="ascii") != "whole":
                 continue
             try:
+                await network.close()
+                await network.forget_connections()
                 await self._target.restore(container, key=key, images=done.parent.name, page_server=None)
             except NatworkError:
                 continue  # the last rung is left
+            await network.open()
             return Revival.RESTORED
         await self._target.sweep(container, key)
         await self._start(container)
@@ -246,8 +249,9 @@ class RuncCriu:
         await self._target.forget(container, key)
         await node.end(container, key)
         await node.unmount(node.work(key), node.images(key))
-        node.delete(node.images(key))
-        node.delete(node.work(key))
+        for folder in (node.images(key), node.work(key)):
+            # In a thread: images are many pages, and somebody else's address may be moving just now.
+            await asyncio.to_thread(node.delete, folder)
 
     # ContainerControl.
 

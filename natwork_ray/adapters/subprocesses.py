@@ -308,7 +308,7 @@ async def end_family(prefix: str, notes: Path, *, gently: bool = False) -> int:
         ActionError: one does not die.
     """
     begun, seen = time.monotonic(), set()
-    while living := family(prefix, notes):
+    while living := await asyncio.to_thread(family, prefix, notes):  # some ms, with all the machine's processes
         spared = gently and time.monotonic() < begun + _GENTLE_S
         if time.monotonic() > begun + _GENTLE_S + _GONE_S:
             raise ActionError(

@@ -9,6 +9,8 @@ from __future__ import annotations
 import ipaddress
 import random
 import re
+from collections.abc import Sequence
+from dataclasses import replace
 
 from natwork_ray.adapters.l2_bridge import L2Bridge
 from natwork_ray.adapters.runc_criu import RuncCriu
@@ -59,19 +61,24 @@ def new_spec(
     rng: random.Random,
     cpu_limit_cores: float = 0.0,
     memory_limit_bytes: float = 0.0,
+    service: str = "",
+    depends_on: Sequence[str] = (),
 ) -> ContainerSpec:
-    """A specification with an address of its own. Nothing is made.
+    """A specification with an address of its own. Nothing is made. Those that it depends on need not be there yet.
 
     Raises:
-        UsageError: the name cannot be one.
+        UsageError: a name cannot be one, or it depends on itself.
         ConflictError: a container of that name is there.
     """
-    if not _NAME.fullmatch(name):
-        raise UsageError(f"{name!r} cannot name a container", hint="a to z, 0 to 9 and dashes, at most 31")
+    for each in (name, *depends_on, *([service] if service else [])):
+        if not _NAME.fullmatch(each):
+            raise UsageError(f"{each!r} cannot be a name", hint="a to z, 0 to 9 and dashes, at most 31")
+    if name in depends_on:
+        raise UsageError(f"{name} cannot depend on itself", hint="name other containers of its service")
     for node in record.nodes:
         if any(spec.name == name for spec in specs_of(node)):
             raise ConflictError(f"there is a container {name} on {node.name}", hint="natwork testbed containers")
-    return workload_spec(
+    spec = workload_spec(
         name,
         address=free_address(record),
         mac=new_mac(rng),
@@ -79,6 +86,7 @@ def new_spec(
         cpu_limit_cores=cpu_limit_cores,
         memory_limit_bytes=memory_limit_bytes,
     )
+    return replace(spec, service=service, depends_on=tuple(depends_on))
 
 
 async def start(

@@ -22,12 +22,13 @@ from natwork_ray.cli.migration_view import PhaseBars, consideration_lines, gantt
 from natwork_ray.cli.operate import user_name
 from natwork_ray.cli.output import Format, FormatOption, JsonOption, chosen, printable, talk, write_json, write_rows
 from natwork_ray.cli.replayed import replayed_loop
+from natwork_ray.cli.schedule_view import service_document, service_lines
 from natwork_ray.cli.settings import settle
 from natwork_ray.config import Config
 from natwork_ray.control.desk import Migration, MoveWish, ServiceWish, migrations_in
 from natwork_ray.domain.decisions import DecisionStatus
 from natwork_ray.domain.migrations import MigrationState
-from natwork_ray.domain.phases import MigrationMethod
+from natwork_ray.domain.phases import MigrationMethod, OnFailure
 from natwork_ray.domain.values import plain
 from natwork_ray.errors import ExitCode, NatworkError, NotFoundError, PreconditionError, UsageError
 
@@ -45,7 +46,7 @@ SERVICE_EXAMPLES = """Examples:
 
 natwork migrate-service traffic --to core-1
 
-natwork migrate-service traffic --spread --dry-run
+natwork migrate-service traffic --spread --dry-run     (the plan, and when each container would be down)
 """
 
 app = typer.Typer(no_args_is_help=True, help="Live migrations that were ordered or decided, with their records.")
@@ -115,6 +116,9 @@ def migrate_service(
     name: Annotated[str, typer.Argument(help="The network service whose containers move.")],
     to: Annotated[str | None, typer.Option(help="The node to move all of them to.")] = None,
     spread: Annotated[bool, typer.Option("--spread", help="Each to the node with most room instead.")] = False,
+    on_failure: Annotated[
+        OnFailure, typer.Option(help="When one cannot be moved: bring the others back while they can, or carry on.")
+    ] = OnFailure.BRING_BACK,
     weight: Weight = None,
     dry_run: DryRun = False,
     by: By = None,
@@ -127,7 +131,7 @@ def migrate_service(
     """Move every container of a network service, so timed that they arrive together."""
     if spread == (to is not None):
         raise UsageError("where to?", hint="give either --to NODE or --spread")
-    wish = ServiceWish(service=name, target=to, by=by or user_name(), weight=weight, note=note)
+    wish = ServiceWish(service=name, target=to, by=by or user_name(), weight=weight, note=note, on_failure=on_failure)
     _do(wish, dry_run=dry_run, wait=wait, backend=backend, key=key, as_json=as_json)
 
 
@@ -182,11 +186,17 @@ def _shell(config: Config, *, asked: Where | None, temporary: Path) -> Migration
 def _report(found: Sequence[Migration], *, single: bool, as_json: bool) -> None:
     documents = [told(m) for m in found]
     if as_json:
-        write_json(documents[0] if single else {"decision": found[0].decision, "migrations": documents})
+        write_json(
+            documents[0]
+            if single
+            else {"decision": found[0].decision, "service": service_document(found), "migrations": documents}
+        )
     else:
         for migration in found:
             for line in gantt(migration):
                 talk.print(printable(line), soft_wrap=True)
+        for line in () if single else service_lines(found):
+            talk.print(printable(line), soft_wrap=True)
     states = {d["state"] for d in documents}
     if states == {MigrationState.REFUSED}:
         raise typer.Exit(ExitCode.REFUSED)

@@ -9,6 +9,7 @@ from typing import Any
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
 from natwork_ray.cli.output import talk
+from natwork_ray.cli.schedule_view import plan_lines
 from natwork_ray.control.desk import Consideration, Migration
 from natwork_ray.domain.decisions import DecisionStatus
 from natwork_ray.domain.migrations import MigrationForecast, MigrationOutlook, MigrationState
@@ -114,7 +115,10 @@ def consideration_lines(considered: Consideration) -> list[str]:
     decision = considered.decision
     word = "would be refused" if decision.status is DecisionStatus.REFUSED else "would be carried out"
     lines = [f"{word}: {decision.reason}"]
-    starts = {s.container: s.starts_s for s in considered.starts}
+    # Where the plan is conducted, its own lines say when each begins.
+    starts = {} if considered.schedule else {s.container: s.starts_s for s in considered.starts}
+    if considered.schedule is not None:
+        lines += plan_lines(considered.schedule.request, considered.schedule.plan)
     for outlook in considered.outlooks:
         lines += _outlook_lines(outlook, starts.get(outlook.container))
     for account in considered.quota:

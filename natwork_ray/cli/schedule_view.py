@@ -1,4 +1,5 @@
-"""The schedule of a service for people: a table with a bar per container, a chart for a browser, a document for JSON.
+"""The schedule of a service for people: a table with a bar per container, a chart for a browser, a document for JSON;
+and beside what was planned, what became of it.
 
 --- serving on the source, copying    ### down    ~~~ serving on the target, pages still arrive
 """
@@ -8,8 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from natwork_ray.control.desk import Migration
 from natwork_ray.domain.values import plain
 from natwork_ray.errors import PreconditionError
+from natwork_ray.limi.arrivals import arrivals_of
 from natwork_ray.limi.service_plan import MigrationPlan, PlannedMigration, ScheduleRequest
 
 _WIDTH = 48
@@ -67,6 +70,49 @@ def _fill(cells: list[str], mark: str, begin: float, end: float) -> None:
     first = min(int(begin), len(cells) - 1)
     last = max(first + 1, min(round(end), len(cells)))
     cells[first:last] = [mark] * (last - first)
+
+
+def service_document(migrations: Sequence[Migration]) -> dict[str, Any]:
+    """Whether a service arrived together, and what had been planned, for JSON; None for what is not known."""
+    together = migrations[0].instruction.together if migrations else None
+    records = [m.outcome.record for m in migrations if m.outcome and m.outcome.record]
+    arrivals = arrivals_of(records)
+    never_begun = [m.instruction.container for m in migrations if not (m.outcome and m.outcome.record)]
+    planned = {"last_arrival_s": together.arrives_s, "unavailable_s": together.unavailable_s} if together else None
+    return {
+        "arrived": list(arrivals.arrived),
+        "stayed": [*arrivals.stayed, *never_begun],
+        "arrival_spread_s": arrivals.spread_s,
+        "arrival_spread_pct": arrivals.spread_pct,
+        "longest_migration_s": arrivals.longest_s,
+        "last_arrival_s": arrivals.last_s,
+        "unavailable_s": arrivals.unavailable_s,
+        "degraded_s": arrivals.degraded_s,
+        "gates": [str(gate) for gate in together.gates] if together else [],
+        "on_failure": str(together.on_failure) if together else None,
+        "planned": planned,
+    }
+
+
+def service_lines(migrations: Sequence[Migration]) -> list[str]:
+    """The same in words."""
+    known = service_document(migrations)
+    planned = known["planned"] or {}
+
+    def as_planned(name: str) -> str:
+        return f" (planned {planned[name]:.2f} s)" if name in planned else ""
+
+    lines = [f"{len(known['arrived'])} of {len(migrations)} containers arrived"]
+    if known["stayed"]:
+        lines[0] += f"; not {', '.join(known['stayed'])}"
+    if known["arrival_spread_s"] is not None and known["arrival_spread_pct"] is not None:
+        lines.append(
+            f"  {1000 * known['arrival_spread_s']:.1f} ms between the first arrival and the last, "
+            f"{known['arrival_spread_pct']:.1f} % of the longest migration ({known['longest_migration_s']:.2f} s)"
+        )
+        lines.append(f"  last arrival after {known['last_arrival_s']:.2f} s{as_planned('last_arrival_s')}")
+    lines.append(f"  unavailable for {known['unavailable_s']:.2f} s{as_planned('unavailable_s')}")
+    return lines
 
 
 def gantt_html(plan: MigrationPlan) -> str:

@@ -173,6 +173,10 @@ def run(
     volume: Annotated[str, typer.Option(help="Data in its writable root file system.")] = "0",
     cpu_limit: Annotated[float, typer.Option(help="Cores that it may use; 0 sets no limit.")] = 0.0,
     memory_limit: Annotated[str, typer.Option(help="Memory that it may use; 0 sets no limit.")] = "0",
+    service: Annotated[str, typer.Option(help="Network service that it belongs to. Default: one of its own.")] = "",
+    depends_on: Annotated[
+        list[str] | None, typer.Option(help="A container that it calls; may be given several times.")
+    ] = None,
     dry_run: DryRunOption = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -190,6 +194,8 @@ def run(
         rng=rng,
         cpu_limit_cores=cpu_limit,
         memory_limit_bytes=float(size_of(memory_limit, "--memory-limit")),
+        service=service,
+        depends_on=depends_on or (),
     )
     volume_bytes = size_of(volume, "--volume")
     if dry_run:
@@ -253,6 +259,8 @@ def _row(placed: Placed) -> dict[str, Any]:
         "state": str(placed.state),
         "address": spec.address,
         "mac": spec.mac,
+        "service": spec.service or spec.name,
+        "depends_on": list(spec.depends_on),
         "pid": placed.pid,
         "cpu_limit_cores": spec.cpu_limit_cores,
         "memory_limit_bytes": spec.memory_limit_bytes,

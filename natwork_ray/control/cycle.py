@@ -17,6 +17,7 @@ from natwork_ray.control.courier import Control as Control
 from natwork_ray.control.courier import Courier
 from natwork_ray.control.courier import Hands as Hands
 from natwork_ray.control.events import Event, TopologyObserved, VerdictsReached
+from natwork_ray.control.service_moves import ServiceHands
 from natwork_ray.domain.actions import ActionOutcome
 from natwork_ray.domain.anomaly import AnomalyKind, AnomalyVerdict
 from natwork_ray.domain.decisions import Decision
@@ -69,13 +70,18 @@ class LoopCycle:
         node_hands: Mapping[str, Hands],
         cluster_hands: Hands,
         window_length: int,
+        service_hands: ServiceHands | None = None,
     ) -> None:
         self._telemetry = telemetry
         self._judge = judge
         self._control = control
         self._orchestrator = orchestrator
         self.courier = Courier(
-            control=control, orchestrator=orchestrator, node_hands=node_hands, cluster_hands=cluster_hands
+            control=control,
+            orchestrator=orchestrator,
+            node_hands=node_hands,
+            cluster_hands=cluster_hands,
+            service_hands=service_hands,
         )
         self._window_length = window_length
         self._told: Topology | None = None

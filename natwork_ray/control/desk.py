@@ -20,7 +20,7 @@ from natwork_ray.control.events import MigrationRequested, OrderEvent, PlannedSt
 from natwork_ray.control.fleet import Fleet
 from natwork_ray.control.loop import ControlLoop
 from natwork_ray.control.orders import roomiest
-from natwork_ray.domain.actions import ActionOutcome, Gate, Migrate, MigrationMethod, OnFailure
+from natwork_ray.domain.actions import ActionOutcome, Gate, Migrate, MigrationMethod, OnFailure, ServiceMove
 from natwork_ray.domain.decisions import Decision, DecisionStatus
 from natwork_ray.domain.migrations import ContainerForecast, MigrationOutlook, MigrationProgress
 from natwork_ray.domain.quota import QuotaAccount
@@ -251,9 +251,7 @@ class MigrationDesk:
             weight=wish.weight,
             forecasts=forecasts,
             starts=_starts(schedule),
-            gates=schedule.plan.gates if schedule else (),
-            on_failure=wish.on_failure,
-            patience_s=_patience_s(schedule),
+            together=_together(schedule),
             digest=_digest(wish),
         )
         return order, tuple(outlooks), schedule
@@ -308,11 +306,20 @@ def _starts(schedule: Schedule | None) -> tuple[PlannedStart, ...]:
     return tuple(PlannedStart(container=m.container, starts_s=m.start_s) for m in alone.migrations)
 
 
-def _patience_s(schedule: Schedule | None) -> float:
-    """How long a container may stand still at a gate: some seconds more than twice the longest downtime planned."""
+def _together(schedule: Schedule | None) -> ServiceMove | None:
+    """What the members' instructions have in common; a container may stand still somewhat longer than planned."""
     if schedule is None:
-        return 0.0
-    return _LEAST_PATIENCE_S + 2 * max(m.arrival_s - m.freeze_s for m in schedule.plan.migrations)
+        return None
+    planned = schedule.plan
+    return ServiceMove(
+        id="",
+        service=planned.service,
+        gates=planned.gates,
+        on_failure=schedule.request.on_failure,
+        patience_s=_LEAST_PATIENCE_S + 2 * max(m.arrival_s - m.freeze_s for m in planned.migrations),
+        arrives_s=max(planned.arrivals_s),
+        unavailable_s=planned.disruption.unavailable_s,
+    )
 
 
 def _possible(outlook: MigrationOutlook, method: MigrationMethod | None) -> None:

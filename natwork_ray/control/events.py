@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from natwork_ray.config import AlarmConfig, SlaConfig
-from natwork_ray.domain.actions import ActionOutcome, Gate, MigrationMethod, OnFailure
+from natwork_ray.domain.actions import ActionOutcome, MigrationMethod, ServiceMove
 from natwork_ray.domain.anomaly import AnomalyVerdict
 from natwork_ray.domain.decisions import Mode
 from natwork_ray.domain.migrations import ContainerForecast, MigrationForecast
@@ -137,9 +137,8 @@ class PlannedStart:
 class ServiceMigrationRequested:
     """A person wants every container of a network service moved: to one node, or apart (`target` None).
 
-    `starts` is the plan that lets them arrive together; whoever is not named begins at once. With `gates` that plan is
-    conducted while it runs: each member can be held there, for `patience_s` at most, and a failure is handled as
-    `on_failure` says. It needs the forecast of each member.
+    `starts` is the plan that lets them arrive together; whoever is not named begins at once. With `together` that plan
+    is conducted while it runs (its `id` is given by the decision); it needs the forecast of each member.
     """
 
     type: Literal["service_migration_requested"] = "service_migration_requested"
@@ -152,9 +151,7 @@ class ServiceMigrationRequested:
     weight: float | None = None
     forecasts: tuple[ContainerForecast, ...] = ()
     starts: tuple[PlannedStart, ...] = ()
-    gates: tuple[Gate, ...] = ()
-    on_failure: OnFailure = OnFailure.BRING_BACK
-    patience_s: float = 0.0
+    together: ServiceMove | None = None
     digest: str = ""
 
 

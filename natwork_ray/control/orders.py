@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from natwork_ray.control.events import MigrationRequested, OrderEvent, ServiceMigrationRequested
 from natwork_ray.control.fleet import Fleet
 from natwork_ray.control.planner import MovePredictor
-from natwork_ray.domain.actions import Migrate, MigrationMethod, ServiceMove
+from natwork_ray.domain.actions import Migrate, MigrationMethod
 from natwork_ray.domain.decisions import Decision, DecisionStatus, MitigationKind, Mode, Order
 from natwork_ray.domain.migrations import MigrationForecast
 from natwork_ray.domain.topology import Container
@@ -99,8 +99,8 @@ def decide_service_move(event: ServiceMigrationRequested, o: Ordering) -> Decisi
         o.fleet.node(event.target)
     forecasts = {(f.container, f.target): f for f in event.forecasts}
     starts = {s.container: s.starts_s for s in event.starts}
-    if event.gates and not (math.isfinite(event.patience_s) and event.patience_s > 0):
-        raise UsageError(f"the patience of {event.service}", hint="above 0 seconds, where there are gates")
+    if event.together and not (math.isfinite(event.together.patience_s) and event.together.patience_s > 0):
+        raise UsageError(f"the patience of {event.service}", hint="above 0 seconds")
     if len(starts) != len(event.starts) or not all(math.isfinite(s) and s >= 0 for s in starts.values()):
         raise UsageError(f"the start times of {event.service}", hint="one for each container, 0 or more seconds")
     moves: list[_Move] = []
@@ -115,18 +115,9 @@ def decide_service_move(event: ServiceMigrationRequested, o: Ordering) -> Decisi
             continue
         foretold = forecasts.get((container.name, target))
         moves.append(_examined(container, target, None, foretold.forecast if foretold else None, moves, o))
-    conducted = bool(event.gates) and len(moves) > 1 and all((m.container.name, m.target) in forecasts for m in moves)
-    together = (
-        ServiceMove(
-            id=o.decision_id,
-            service=event.service,
-            gates=event.gates,
-            on_failure=event.on_failure,
-            patience_s=event.patience_s,
-        )
-        if conducted
-        else None
-    )
+    together = None
+    if event.together and len(moves) > 1 and all((m.container.name, m.target) in forecasts for m in moves):
+        together = replace(event.together, id=o.decision_id)
     instructions = []
     for number, move in enumerate(moves):
         instruction = Migrate(

@@ -69,9 +69,10 @@ def schedule_of(instructions: Sequence[Migrate], topology: Topology) -> tuple[Sc
     """
     outlooks = []
     sources = {i.container: i.source for i in instructions}
+    together = instructions[0].together if instructions else None
     for i in instructions:
-        if i.together is None or i.forecast is None:
-            raise PreconditionError(f"{i.key} is no part of a schedule", hint="deliver it by itself")
+        if together is None or i.together != together or i.forecast is None:
+            raise PreconditionError(f"{i.key} is no part of a service's schedule", hint="deliver it by itself")
         outlooks.append(
             MigrationOutlook(
                 container=i.container,
@@ -86,14 +87,12 @@ def schedule_of(instructions: Sequence[Migrate], topology: Topology) -> tuple[Sc
                 reason="",
             )
         )
-    together = instructions[0].together
-    assert together is not None
+    if together is None:
+        raise PreconditionError("no migrations to plan", hint="give those of a service")
     before = replace(
         topology, containers=tuple(replace(c, node=sources.get(c.name, c.node)) for c in topology.containers)
     )
-    return plan_service(
-        together.service, outlooks, before, gates=together.gates, on_failure=together.on_failure
-    )
+    return plan_service(together.service, outlooks, before, gates=together.gates, on_failure=together.on_failure)
 
 
 class ConductedMoves:
@@ -137,7 +136,8 @@ class ConductedMoves:
             return outcome.record or _as_refused(by_name[name], outcome)
 
         await carry_out(conductor, tuple(by_name), move, clock=self._clock)
-        return tuple(outcomes.get(i.container) or never_begun(i, self._clock.now_s(), self._backend) for i in instructions)
+        at_s = self._clock.now_s()
+        return tuple(outcomes.get(i.container) or never_begun(i, at_s, self._backend) for i in instructions)
 
     async def _move(self, i: Migrate, escort: Escort) -> ActionOutcome:
         relays = [
@@ -183,10 +183,11 @@ class ConductedMoves:
         while True:
             try:
                 await ask()
-                return
             except NatworkError as error:
                 _log.info("%s: %s", what, error)
                 await asyncio.sleep(_TROUBLE_PAUSE_S)
+            else:
+                return
 
 
 class Resumed:

@@ -23,7 +23,8 @@ class ServiceMove:
     """What the migrations of one service have in common; `id` tells which belong together.
 
     Each is held at its `gates` until whoever conducts them releases it. `patience_s` is how long a container may stand
-    still at one gate, although the conductor lives; for how long it is waited for one that is silent, the agents decide.
+    still at one gate although the conductor lives; for how long they wait for one that is silent, the agents decide.
+    `arrives_s` (the last arrival) and `unavailable_s` (how long some container is down) are what was planned.
     """
 
     id: str
@@ -31,6 +32,8 @@ class ServiceMove:
     gates: tuple[Gate, ...]
     on_failure: OnFailure
     patience_s: float
+    arrives_s: float = 0.0
+    unavailable_s: float = 0.0
 
 
 @value

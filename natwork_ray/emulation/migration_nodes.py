@@ -133,10 +133,11 @@ class LabAgents:
         chosen_by: str = "operator",
         max_rounds: int = MAX_ROUNDS,
         before: Before | None = None,
+        cancelled: asyncio.Future[str] | None = None,
     ) -> MigrationRecord:
         """Move a container, from where it runs now; the record says what came of it. Never raises for a failure.
 
-        `key` None numbers the container's migrations. `before` is awaited before every step, see `drive`.
+        `key` None numbers the container's migrations. `before` and `cancelled`: see `drive`.
 
         Raises:
             NotFoundError, ConflictError: no such container, or it runs nowhere (another migration is under way).
@@ -167,6 +168,7 @@ class LabAgents:
                 journal=agent.journal,
                 clock=lab.clock,
                 before=before,
+                cancelled=cancelled,
             )
         )
         agent.driving[started.key] = task

@@ -9,6 +9,9 @@ container, and the record says how long each phase took. Rules kept:
   outcome was promised already and does not change: contention is felt by whoever comes later. Two that are accepted at
   the same moment of the clock do not feel each other, since the order in which they were delivered is nobody's fact.
 
+The migrations of one service that are accepted together are the exception: they run in one laboratory, and their
+schedule is conducted there as on a testbed (`natwork_ray.limi.conduct`), gates and re-planning included.
+
 The truth about a container comes from its `ServiceProfile` and its resident memory of the moment; requests, CPU and
 traffic are those of normal operation. Left out: the traffic of containers that are not moving.
 """
@@ -16,18 +19,22 @@ traffic are those of normal operation. Left out: the traffic of containers that 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from natwork_ray.control.service_moves import schedule_of
 from natwork_ray.domain.actions import Migrate
 from natwork_ray.domain.migrations import ContainerLoad, MigrationRecord, MigrationState
 from natwork_ray.domain.phases import Phase
-from natwork_ray.domain.topology import Container, Link
+from natwork_ray.domain.topology import Container, Link, Topology
 from natwork_ray.emulation.lab_values import ContainerProfile, LabContainer, LabNode
 from natwork_ray.emulation.migration_lab import MigrationLab
 from natwork_ray.emulation.migration_nodes import OBSERVE_S, LabAgents
 from natwork_ray.emulation.services import ServiceProfile
 from natwork_ray.limi.choosing import MethodChooser
+from natwork_ray.limi.conduct import ScheduleRun
 from natwork_ray.limi.phase_times import DEFAULT_PARAMETERS, DurationParameters
+from natwork_ray.limi.service_driver import Escort, carry_out
 from natwork_ray.limi.steps import Verb
 
 _BUSIEST = 0.9  # of its CPU limit that a container turns into answers, as in the physics
@@ -61,7 +68,7 @@ class Moves:
         Without a method the container is measured first, and the chooser picks one.
         """
         target = instruction.target
-        lab = self._lab(container, profile, link, target, now_s)
+        lab = self._lab(((container, profile, target),), (link,), now_s)
 
         async def move() -> MigrationRecord:
             agents = LabAgents(lab)
@@ -92,28 +99,79 @@ class Moves:
         self, container: Container, profile: ContainerProfile, link: Link, target: str, *, now_s: float
     ) -> ContainerLoad:
         """What would be measured if the container were asked to migrate now; nothing is noted."""
-        lab = self._lab(container, profile, link, target, now_s)
+        lab = self._lab(((container, profile, target),), (link,), now_s)
         return lab.run(lambda: LabAgents(lab).measure(container.name, target, observe_s=self._observe_s))
 
+    def play_together(
+        self,
+        instructions: Sequence[Migrate],
+        topology: Topology,
+        profiles: Mapping[str, ContainerProfile],
+        *,
+        now_s: float,
+    ) -> dict[str, MigrationRecord]:
+        """How a service's migrations go that are asked for now, by key; noted here. One that is not begun has none.
+
+        Raises:
+            NatworkError: as `schedule_of`.
+        """
+        request, plan = schedule_of(instructions, topology)
+        by_name = {i.container: i for i in instructions}
+        going = tuple(
+            (container, profiles[name], i.target)
+            for name, i in by_name.items()
+            if (container := topology.container(name)) is not None
+        )
+        lab = self._lab(going, topology.links, now_s)
+
+        async def move_all() -> dict[str, MigrationRecord]:
+            agents = LabAgents(lab)
+
+            async def move(name: str, escort: Escort) -> MigrationRecord:
+                i, member = by_name[name], request.members[list(by_name).index(name)]
+                return await agents.migrate(
+                    name,
+                    i.target,
+                    member.forecast.method,
+                    key=i.key,
+                    load=i.load,
+                    forecast=i.forecast,
+                    chosen_by=i.chosen_by,
+                    before=escort.before,
+                    cancelled=escort.cancelled,
+                )
+
+            return await carry_out(ScheduleRun(request, plan), tuple(by_name), move, clock=lab.clock)
+
+        records = {by_name[name].key: record for name, record in lab.run(move_all).items()}
+        for key, record in records.items():
+            self._records[key], self._accepted_s[key] = record, now_s
+        return records
+
     def _lab(
-        self, container: Container, profile: ContainerProfile, link: Link, target: str, now_s: float
+        self, going: Sequence[tuple[Container, ContainerProfile, str]], links: Sequence[Link], now_s: float
     ) -> MigrationLab:
-        """The container alone on its link, with what earlier migrations have still to send."""
-        source = container.node
+        """Containers with their targets, alone on the links between their nodes but for what earlier migrations have
+        still to send there.
+        """
+        nodes = sorted({node for container, _, target in going for node in (container.node, target)})
         lab = MigrationLab(
             # Room was looked for by who accepted the instruction, in limits; here there is room.
-            [LabNode(name=n, cpu_cores=1e9, memory_bytes=1e18, disk_bytes=1e18) for n in (source, target)],
-            [link],
-            [LabContainer(name=container.name, node=source, profile=profile)],
+            [LabNode(name=n, cpu_cores=1e9, memory_bytes=1e18, disk_bytes=1e18) for n in nodes],
+            [link for link in links if link.a in nodes and link.b in nodes],
+            [LabContainer(name=c.name, node=c.node, profile=profile) for c, profile, _ in going],
             seed=self._seed,
             parameters=self._p,
             start_s=now_s,
         )
+        ways = {(container.node, target) for container, _, target in going}
         for key, other in self._records.items():
-            if (other.source, other.target) == (source, target) and self._accepted_s[key] < now_s:
+            if (other.source, other.target) in ways and self._accepted_s[key] < now_s:
                 for phase in remaining(other, now_s):
                     share = self._p.lazy_share if phase.name == Verb.PAGES_FETCHED else self._p.transfer_share
-                    lab.background(source, target, phase.transferred_bytes, at_s=phase.starts_s, share=share)
+                    lab.background(
+                        other.source, other.target, phase.transferred_bytes, at_s=phase.starts_s, share=share
+                    )
         return lab
 
     def records(self, now_s: float) -> tuple[MigrationRecord, ...]:

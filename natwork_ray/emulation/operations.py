@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
+from natwork_ray.control.service_moves import never_begun
 from natwork_ray.domain.actions import (
     ActionOutcome,
     AddNode,
@@ -37,6 +38,7 @@ from natwork_ray.emulation.physics import Setting
 from natwork_ray.emulation.scenarios import Scenario
 from natwork_ray.emulation.services import ServiceProfile
 from natwork_ray.errors import ActionError, ConflictError, InputError, NotFoundError
+from natwork_ray.limi.agent import outcome_of
 from natwork_ray.limi.choosing import ByEquations, MethodChooser
 from natwork_ray.limi.phase_times import DEFAULT_PARAMETERS
 
@@ -166,21 +168,10 @@ class Operations:
 
     def apply(self, instruction: Instruction, *, now_s: float, rss_bytes: float) -> ActionOutcome:
         """Accept an instruction; its effect follows on the clock. See `Testbed.apply`."""
-        known = self.outcomes.get(instruction.key)
+        known = self._carried_out(instruction)
         if known is not None:
-            if known[0] != instruction:
-                raise ConflictError(
-                    f"key {instruction.key} was used for another instruction", hint="a new instruction needs a new key"
-                )
-            return known[1]
-        container = self._known(instruction.container)
-        # A spare node boots for everybody, whoever asked for it.
-        if any(
-            p.instruction.container == container.name and not isinstance(p.instruction, AddNode) for p in self.pending
-        ) or any(m.container == container.name for m in self.moves):
-            raise ActionError(
-                f"an operation on {container.name} is under way", hint="wait until it has finished, then try again"
-            )
+            return known
+        container = self._idle(instruction.container)
         rng = np.random.default_rng([self._seed, zlib.crc32(instruction.key.encode())])
         match instruction:
             case Migrate():
@@ -198,9 +189,59 @@ class Operations:
                 outcome = self._later(instruction, now_s, _lasts(CONTROL_PLANE_S, rng), "mesh", detail)
             case BlockSource():
                 outcome = self._block(instruction, container, now_s, rng)
+        self._note(instruction, outcome)
+        return outcome
+
+    def apply_together(
+        self, instructions: Sequence[Migrate], *, now_s: float, rss_bytes: Callable[[str], float]
+    ) -> tuple[ActionOutcome, ...]:
+        """Accept the migrations of one service, all or none; see `Testbed.apply_together`."""
+        known = [self._carried_out(i) for i in instructions]
+        if all(known):
+            return tuple(outcome for outcome in known if outcome is not None)
+        claims: dict[str, tuple[float, float]] = {}
+        profiles = {}
+        for i in instructions:
+            c = self._idle(i.container)
+            self._source_is(i, c)
+            self._way(c, i.target)
+            cores, memory = claims.get(i.target, (0.0, 0.0))
+            claims[i.target] = cores + c.replicas * c.cpu_limit_cores, memory + c.replicas * c.memory_limit_bytes
+            profiles[c.name] = truth_of(c, self._profiles[c.name], rss_bytes=rss_bytes(c.name))
+        for target, (cores, memory) in claims.items():
+            self._need(target, cores, memory, "move the service")
+        records = self._played.play_together(instructions, self.topology(), profiles, now_s=now_s)
+        outcomes = []
+        for i in instructions:
+            record = records.get(i.key)
+            outcome = never_begun(i, now_s, Backend.EMULATED) if record is None else self._moved(i, record)
+            self._note(i, outcome)
+            outcomes.append(outcome)
+        return tuple(outcomes)
+
+    def _carried_out(self, instruction: Instruction) -> ActionOutcome | None:
+        known = self.outcomes.get(instruction.key)
+        if known is not None and known[0] != instruction:
+            raise ConflictError(
+                f"key {instruction.key} was used for another instruction", hint="a new instruction needs a new key"
+            )
+        return None if known is None else known[1]
+
+    def _note(self, instruction: Instruction, outcome: ActionOutcome) -> None:
         self.outcomes[instruction.key] = (instruction, outcome)
         self._effects[instruction.key] = 1 + self._effects.get(instruction.key, 0)
-        return outcome
+
+    def _idle(self, name: str) -> Container:
+        """The container, if nothing is being done to it."""
+        container = self._known(name)
+        # A spare node boots for everybody, whoever asked for it.
+        if any(
+            p.instruction.container == container.name and not isinstance(p.instruction, AddNode) for p in self.pending
+        ) or any(m.container == container.name for m in self.moves):
+            raise ActionError(
+                f"an operation on {container.name} is under way", hint="wait until it has finished, then try again"
+            )
+        return container
 
     def _later(
         self, instruction: Instruction, now_s: float, lasts_s: float, phase: str, detail: str, downtime_s: float = 0.0
@@ -213,8 +254,7 @@ class Operations:
 
     def _migrate(self, i: Migrate, c: Container, now_s: float, rss_bytes: float) -> ActionOutcome:
         """See `natwork_ray.emulation.moves`: what other migrations have still to send slows this one, not them."""
-        if i.source != c.node:
-            raise ActionError(f"{c.name} runs on {c.node}, not on {i.source}", hint="read the topology again")
+        self._source_is(i, c)
         link = self._way(c, i.target)
         cores, memory = c.replicas * c.cpu_limit_cores, c.replicas * c.memory_limit_bytes
         self._need(i.target, cores, memory, f"move {c.name}")
@@ -222,18 +262,29 @@ class Operations:
         record = self._played.play(i, c, profile, link, now_s=now_s)
         if record.state is not MigrationState.MIGRATED:
             raise ActionError(record.error, hint=record.hint or "try again, or choose another target")
+        return self._moved(i, record)
+
+    def _moved(self, i: Migrate, record: MigrationRecord) -> ActionOutcome:
+        """What a migration that was begun does to the world."""
         down_s = downtime_from_s(record)
         up_s, end_s = down_s + record.downtime_s, record.started_at_s + record.total_s
-        self.windows.append(Window(c.name, down_s, up_s))
+        self.windows.append(Window(i.container, down_s, up_s))
+        self.moves.append(Move(i.container, i.source, i.target, settled_at_s(record)))
+        if record.state is not MigrationState.MIGRATED:
+            return outcome_of(record)
         if end_s > up_s:
-            self.windows.append(Window(c.name, up_s, end_s, degraded=True))
-        self.moves.append(Move(c.name, i.source, i.target, settled_at_s(record)))
+            self.windows.append(Window(i.container, up_s, end_s, degraded=True))
         self.pending.append(Change(up_s, i))
         return ActionOutcome(
             key=i.key, done=True, started_at_s=record.started_at_s, finished_at_s=end_s, downtime_s=record.downtime_s,
             backend=Backend.EMULATED, phases=main_phases(record), record=record,
-            detail=f"{c.name}: {i.source} -> {i.target} by {record.method} in {record.total_s:.1f} s",
+            detail=f"{i.container}: {i.source} -> {i.target} by {record.method} in {record.total_s:.1f} s",
         )  # fmt: skip
+
+    @staticmethod
+    def _source_is(i: Migrate, c: Container) -> None:
+        if i.source != c.node:
+            raise ActionError(f"{c.name} runs on {c.node}, not on {i.source}", hint="read the topology again")
 
     def measure(self, container: str, target: str, *, now_s: float, rss_bytes: float) -> ContainerLoad:
         """See `Testbed.measure`."""

@@ -1,4 +1,4 @@
-"""The testbed behind the ports: five thin objects that share one Testbed. Everything they return is `EMULATED`."""
+"""The testbed behind the ports: six thin objects that share one Testbed. Everything they return is `EMULATED`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ from natwork_ray.domain.actions import (
 )
 from natwork_ray.domain.telemetry import FlowShare, NodeUsage, TelemetryWindow
 from natwork_ray.domain.topology import Topology
+from natwork_ray.domain.values import Backend
 from natwork_ray.emulation.testbed import Testbed
+from natwork_ray.errors import NatworkError
 
 
 class EmulatedClock:
@@ -89,6 +91,33 @@ class EmulatedOrchestrator:
     async def mesh_retry(self, instruction: MeshRetry) -> ActionOutcome:
         """Switch retries."""
         return self._testbed.apply(instruction)
+
+
+class EmulatedServiceHands:
+    """`ServiceHands`: the world conducts a service's schedule itself, in its own time, when it is accepted."""
+
+    def __init__(self, testbed: Testbed) -> None:
+        self._testbed = testbed
+
+    async def move_together(self, instructions: Sequence[Migrate], topology: Topology) -> tuple[ActionOutcome, ...]:
+        """Begin a service's migrations; what cannot be is a failed outcome of each."""
+        try:
+            return self._testbed.apply_together(instructions)
+        except NatworkError as error:
+            now_s = self._testbed.now_s
+            return tuple(
+                ActionOutcome(
+                    key=i.key,
+                    done=False,
+                    started_at_s=now_s,
+                    finished_at_s=now_s,
+                    downtime_s=0.0,
+                    backend=Backend.EMULATED,
+                    detail=f"{i.container} stayed on {i.source}",
+                    error=str(error),
+                )
+                for i in instructions
+            )
 
 
 class EmulatedFirewall:

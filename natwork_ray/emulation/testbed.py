@@ -22,7 +22,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from natwork_ray.domain.actions import ActionOutcome, Instruction
+from natwork_ray.domain.actions import ActionOutcome, Instruction, Migrate
 from natwork_ray.domain.labelled import LabelledEvent
 from natwork_ray.domain.migrations import ContainerLoad, MigrationRecord
 from natwork_ray.domain.telemetry import N_METRICS, FlowShare, Metric, NodeUsage, TelemetryWindow
@@ -241,6 +241,16 @@ class Testbed:
         """
         k = self._index.get(instruction.container)
         return self._operations.apply(instruction, now_s=self.now_s, rss_bytes=self._rss(k) if k is not None else 0.0)
+
+    def apply_together(self, instructions: Sequence[Migrate]) -> tuple[ActionOutcome, ...]:
+        """Carry out the migrations of one service as its schedule says: accepted now, all or none, as `apply`.
+
+        Raises:
+            NatworkError: as `apply` for one of them, or there is no such schedule; nothing was accepted.
+        """
+        return self._operations.apply_together(
+            instructions, now_s=self.now_s, rss_bytes=lambda name: self._rss(self._index[name])
+        )
 
     def measure(self, container: str, target: str) -> ContainerLoad:
         """What an agent would measure before it moved the container to `target` now; nothing changes.

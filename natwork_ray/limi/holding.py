@@ -10,9 +10,9 @@ still at a gate for longer than the order allows (`ServiceMove.patience_s`), the
     restore    frozen, whole here    `standing_s`         is rolled back: it serves on its source again
     attach     restored over there   `standing_s`         its address moves: it serves on its target
 
-So no death of a conductor leaves a container frozen, and a container can come back as long as it can at all. What is not
-kept then is that all of a service are in one place: those already released go on. (Both sides of a wave cannot know
-without a conductor what the others did; a new conductor that comes within these times takes them up again.)
+So no death of a conductor leaves a container frozen, and who can come back does. What is not kept then is that all of a
+service are in one place: those that were released go on, and without a conductor nobody knows which those are. A new
+conductor that comes within these times takes all of them up again, and nothing is lost of the schedule.
 
 If the agent dies, its migration is taken up from the journal and goes on without gates.
 
@@ -70,12 +70,15 @@ class Holding:
     async def before(self, step: Step) -> None:
         """Awaited by the driver before each step: returns when it may be handed out."""
         gate = _HELD_BEFORE.get(step.verb)
+        if gate is None or gate not in self._together.gates:
+            await self._escort.before(step)
+            return
         since_s, given_up = self._clock.now_s(), False
         passing = asyncio.ensure_future(self._escort.before(step))
         try:
             while not passing.done():
-                left_s = None if gate is None or given_up else self._left_s(gate, since_s)
-                if gate is not None and left_s is not None and left_s <= 0:
+                left_s = None if given_up else self._left_s(gate, since_s)
+                if left_s is not None and left_s <= 0:
                     # A migration that is cancelled here has its hold ended by the driver.
                     given_up = True
                     self._decide_alone(gate)

@@ -14,12 +14,15 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from natwork_ray.adapters import criu_source
+from natwork_ray.adapters.container_load import look
+from natwork_ray.adapters.criu_pagemap import PAGE
 from natwork_ray.adapters.rsync_ssh import RsyncSsh
 from natwork_ray.adapters.runc_criu import RuncCriu
 from natwork_ray.adapters.subprocesses import family
@@ -145,7 +148,8 @@ def of_process(pid: int, name: str) -> str:
 async def site(testbed: Any, load: Load = LOAD) -> AsyncIterator[Site]:
     record, rng = testbed.record, random.Random()
     name = f"rc-{secrets.token_hex(3)}"
-    spec = new_spec(record, name, load, rng=rng)
+    # One MAC for all: the machine keeps the neighbour that it learned for the address for half a minute.
+    spec = replace(new_spec(record, name, load, rng=rng), mac="02:00:5e:00:53:01")
     ports = [build_ports(record, node.name, testbed.tools) for node in record.nodes[:2]]
     await start(record, ports[0].layout.name, spec, tools=testbed.tools, rng=rng)
     session: Session | None = None
@@ -215,7 +219,9 @@ async def move(at: Site, key: str, *, lazy: bool, rounds: int = 0) -> None:
         served, fetched = await asyncio.gather(
             here.runtime.await_pages_served(name, key=key), there.runtime.await_pages_fetched(name, key=key)
         )
-        assert served == fetched > LOAD.memory_bytes
+        assert served == fetched
+        # After a round, only what differs from it has to be fetched.
+        assert (fetched > LOAD.memory_bytes) is (rounds == 0)
     assert (await there.runtime.status(name)).state is ContainerState.RUNNING
     assert (await here.runtime.status(name)).state is ContainerState.FROZEN
 
@@ -231,6 +237,49 @@ async def test_one_session_lives_through_all_four_methods(testbed: Any) -> None:
                 await at.session.ask()
             await settle(at, key)
             at.turn()
+
+
+@pytest.mark.parametrize("eager_pages", [0, 40, 2**20])
+@in_a_loop
+async def test_a_hybrid_move_keeps_every_page(testbed: Any, monkeypatch: pytest.MonkeyPatch, eager_pages: int) -> None:
+    monkeypatch.setattr(criu_source, "MOST_EAGER_BYTES", eager_pages * PAGE)
+    async with site(testbed) as at:
+        here, there, name, key = at.here, at.there, at.name, f"h{eager_pages}"
+        pid = (await here.runtime.status(name)).pid
+        await asyncio.gather(there.runtime.prepare(at.spec, key=key), there.bridge.prepare(at.spec, key=key))
+        await here.runtime.pre_dump(name, key=key, images="pre-1", parent=None)
+        round_one, _ = look([pid], every=1)
+        await send(at, key, "pre-1")
+        await asyncio.sleep(0.4)  # it writes to its memory meanwhile
+        await at.session.ask()
+        await here.runtime.freeze(name)
+        frozen, _ = look([pid], every=1)
+        written = {page for page, mark in frozen.items() if round_one.get(page) != mark}
+        assert len(written) > 100
+        dump = await here.runtime.dump(name, key=key, images="final", parent="pre-1", lazy=True)
+        await here.bridge.detach(name)
+        await send(at, key, "final", "pre-1")
+        server = await here.transfer.open_page_tunnel(target=there.layout.name, key=key, port=dump.page_server_port)
+        await there.runtime.restore(name, key=key, images="final", page_server=server)
+        await there.runtime.freeze(name)  # what arrives is to be seen as it arrives
+        served, fetched = await asyncio.gather(
+            here.runtime.await_pages_served(name, key=key), there.runtime.await_pages_fetched(name, key=key)
+        )
+        assert served == fetched
+        assert (fetched == 0) is (eager_pages > 10_000)
+        assert fetched < LOAD.memory_bytes / 4
+        moved = (await there.runtime.status(name)).pid
+        after, _ = look([moved], every=1)
+        there_now = {page: mark for (_, page), mark in after.items()}
+        differing = {page for (_, page), mark in frozen.items() if there_now.get(page) != mark}
+        # It has run for some milliseconds; were anything old or empty, all that was written would differ, or much more.
+        assert len(differing) < 3 * len(written) / 4, (len(differing), len(written))
+        await there.runtime.thaw(name)
+        await there.bridge.attach(name)
+        for _ in range(20):
+            await at.session.ask()
+        await settle(at, key)
+        at.turn()
 
 
 @in_a_loop
@@ -475,7 +524,7 @@ async def test_the_container_cannot_write_to_the_machine(testbed: Any) -> None:
         pid = (await at.here.runtime.status(at.name)).pid
         told = of_process(pid, "mountinfo").splitlines()
         points = {line.split(" ")[4]: line.split(" ")[5].split(",") for line in told}
-        for point in ("/usr", "/proc/sys", "/proc/sysrq-trigger"):
+        for point in ("/usr", "/proc/sys", "/proc/bus"):
             assert "ro" in points[point]
         status = of_process(pid, "status")
         bounding = int(status.split("CapBnd:")[1].split()[0], 16)

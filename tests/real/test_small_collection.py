@@ -23,5 +23,7 @@ def test_a_run_is_collected_under_every_method(tools: Toolchain) -> None:
         assert min(row.dump_s, row.dump_bytes, row.restore_s) > 0
     cold, pre, post, hybrid = rows
     assert min(pre.pre_dump_s, hybrid.pre_dump_bytes) > 0
-    assert min(post.lazy_pages_bytes, hybrid.lazy_pages_bytes) > 0
+    assert min(post.lazy_pages_s, hybrid.lazy_pages_s) > 0
+    # After its round, hybrid fetches only what was written since and does not fit into the dump: often nothing.
+    assert post.lazy_pages_bytes > hybrid.lazy_pages_bytes >= 0
     assert cold.lazy_pages_bytes == cold.pre_dump_bytes == 0

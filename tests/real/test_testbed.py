@@ -272,7 +272,7 @@ while True:
 
 
 @asynccontextmanager
-async def _bridges(record: TestbedRecord, tools: Toolchain) -> AsyncIterator[tuple[L2Bridge, ...]]:
+async def _bridges(record: TestbedRecord) -> AsyncIterator[tuple[L2Bridge, ...]]:
     bridges = tuple(L2Bridge(layout) for layout in record.nodes)
     try:
         yield bridges
@@ -304,7 +304,7 @@ def test_the_address_is_owned_once_and_frames_wait_for_its_next_owner(testbed: A
         return said.decode()
 
     async def scenario() -> None:
-        async with _bridges(record, testbed.tools) as (a, b, _):
+        async with _bridges(record) as (a, b, _):
             await a.prepare(spec, key="k")
             await b.prepare(spec, key="k")
             assert [await bridge.attached("web") for bridge in (a, b)] == [False, False]
@@ -348,7 +348,7 @@ def test_an_established_session_survives_an_interruption_of_its_address(testbed:
     record, spec = testbed.record, _spec(testbed.record)
 
     async def scenario() -> None:
-        async with _bridges(record, testbed.tools) as (a, _, _third):
+        async with _bridges(record) as (a, _, _third):
             await a.prepare(spec, key="k")
             await a.attach("web")
             enter = [str(testbed.tools.nsenter), f"--net={NETNS / record.nodes[0].container_netns('web')}", "--"]
@@ -377,7 +377,7 @@ def test_an_established_session_survives_an_interruption_of_its_address(testbed:
 
 def test_attach_and_detach_take_milliseconds(testbed: Any) -> None:
     async def scenario() -> list[float]:
-        async with _bridges(testbed.record, testbed.tools) as (a, _, _third):
+        async with _bridges(testbed.record) as (a, _, _third):
             spec, took = _spec(testbed.record), []
             await a.prepare(spec, key="k")
             for _ in range(11):
@@ -392,7 +392,7 @@ def test_attach_and_detach_take_milliseconds(testbed: Any) -> None:
 
 def test_an_agent_that_was_killed_finds_the_port_again(testbed: Any) -> None:
     async def scenario() -> None:
-        async with _bridges(testbed.record, testbed.tools) as (a, _, _third):
+        async with _bridges(testbed.record) as (a, _, _third):
             spec = _spec(testbed.record)
             await a.prepare(spec, key="k")
             again = L2Bridge(testbed.record.nodes[0])

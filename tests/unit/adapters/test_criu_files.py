@@ -99,6 +99,9 @@ def test_the_first_error_decides_and_has_a_hint() -> None:
     )
     assert decisive_line(log) == "page-pipe: tee: 65536: Operation not permitted"
     assert "pipe-max-size" in hint_for(decisive_line(log))
+    noise = "(00.0) Error (criu/rlimit.c:1): rlimit: Can't setup RLIMIT_NOFILE for self: Operation not permitted\n"
+    assert decisive_line(noise + log) == decisive_line(log)
+    assert decisive_line(noise) == ""
     assert decisive_line("(00.1) all is well\n") == ""
     assert hint_for("something else") == ""
     assert "full" in hint_for("Can't write: No space left on device")

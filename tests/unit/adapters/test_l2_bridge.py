@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Sequence
+import ipaddress
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +14,11 @@ from hypothesis import strategies as st
 
 from natwork_ray.adapters import l2_bridge
 from natwork_ray.adapters.l2_bridge import L2Bridge, gratuitous_arp, port_name
-from natwork_ray.adapters.machine import Answer, Machine
 from natwork_ray.adapters.netlink import Netlink, Port
 from natwork_ray.adapters.testbed_layout import NodeLayout
-from natwork_ray.adapters.testbed_requirements import Toolchain
 from natwork_ray.domain.runtime import ContainerSpec
 from natwork_ray.errors import ActionError, NotFoundError, UsageError
 
-TOOLS = Toolchain(
-    **{n: Path("/bin", n) for n in ("runc", "criu", "rsync", "sshd", "ssh", "ssh_keygen", "ip", "nsenter", "arping")},
-    iptables_restore=Path("/bin/iptables-restore"),
-)
 SPEC = ContainerSpec(name="web", image="i", address="10.77.3.50/24", mac="02:00:00:00:00:01", command=("sleep",))
 
 
@@ -44,13 +39,21 @@ class Kernel(Netlink):
         self.said: list[str] = []
         self.frames: dict[str, list[bytes]] = {}
         self.deaf = 2  # frames that a link drops after it was switched on
+        self.buckets = True
+        self.refusing = False
 
     def index(self, link: str) -> int:
         return list(self.links).index(link) + 1 if link in self.links else 0
 
-    def make_pair(self, link: str, *, netns: str, mac: str) -> None:
-        (l2_bridge.NETNS / netns).touch()
+    def make_port(self, link: str, *, namespace: Path, mac: str, address: ipaddress.IPv4Interface) -> None:
+        assert (mac, str(address)) == (SPEC.mac, SPEC.address)
+        namespace.touch()
         self.links[link] = Port.OFF
+        if self.refusing:
+            raise ActionError("eth0: the kernel refuses: no", hint="natwork doctor")
+
+    def delete_namespace(self, namespace: Path) -> None:
+        namespace.unlink(missing_ok=True)
 
     def delete(self, link: str) -> None:
         del self.links[link]
@@ -80,6 +83,12 @@ class Kernel(Netlink):
     def read_note(self, link: str) -> bytes:
         return self.notes.get(link, b"")
 
+    def bucket(self, link: str, *, overhead_bytes: int, burst_bytes: int, limit_bytes: int) -> bool:
+        assert (overhead_bytes, burst_bytes) == (60_000, 1514)
+        assert limit_bytes == 4 * 2**20
+        self.said.append("bucket")
+        return self.buckets
+
     def widen(self, link: str, limit_bytes: int) -> None:
         self.said.append("widen")
 
@@ -96,38 +105,17 @@ class Kernel(Netlink):
         self.said.append("close")
 
 
-class Ip:
-    """The programs: each works, unless told otherwise."""
-
-    def __init__(self) -> None:
-        self.ran: list[str] = []
-        self.failing = ""
-        self.tc: Path | None = Path("/bin/tc")
-
-    def machine(self) -> Machine:
-        return Machine(run=self.run, which=lambda name: self.tc if name == "tc" else None)
-
-    def run(self, argv: Sequence[str]) -> Answer:
-        line = " ".join([Path(argv[0]).name, *argv[1:]])
-        self.ran.append(line)
-        if "netns delete" in line:
-            (l2_bridge.NETNS / argv[-1]).unlink()
-        if self.failing and self.failing in line:
-            return Answer(status=2, text="RTNETLINK answers: no")
-        return Answer(status=0, text="")
-
-
 @pytest.fixture(autouse=True)
 def _namespaces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(l2_bridge, "NETNS", tmp_path)
 
 
-def _play(tmp_path: Path, act: Callable[[L2Bridge, Kernel, Ip], Coroutine[Any, Any, None]]) -> None:
+def _play(tmp_path: Path, act: Callable[[L2Bridge, Kernel], Coroutine[Any, Any, None]]) -> None:
     async def scenario() -> None:
-        kernel, ip = Kernel(), Ip()
-        bridge = L2Bridge(_layout(tmp_path), TOOLS, machine=ip.machine(), netlink=kernel)
+        kernel = Kernel()
+        bridge = L2Bridge(_layout(tmp_path), netlink=kernel)
         try:
-            await act(bridge, kernel, ip)
+            await act(bridge, kernel)
         finally:
             await bridge.shut()
         assert kernel.said[-1] == "close"
@@ -139,23 +127,19 @@ PORT = port_name(_layout(Path("/x")), "web")
 
 
 def test_a_prepared_port_is_held_and_overdrawn_before_it_joins(tmp_path: Path) -> None:
-    async def act(bridge: L2Bridge, kernel: Kernel, ip: Ip) -> None:
+    async def act(bridge: L2Bridge, kernel: Kernel) -> None:
         await bridge.prepare(SPEC, key="k")
         assert kernel.links[PORT] is Port.HELD
         assert not await bridge.attached("web")
         assert len(kernel.frames[PORT]) == kernel.deaf + 1  # until one of them left
         assert {len(frame) for frame in kernel.frames[PORT]} == {1514}
-        bucket = next(line for line in ip.ran if "tbf" in line)
-        assert "rate 1bps burst 1514" in bucket
-        assert "overhead 60000" in bucket
-        assert any("address add 10.77.3.50/24 dev eth0" in line for line in ip.ran)
-        assert any("route add default via 10.77.3.1" in line for line in ip.ran)
+        assert kernel.said == ["bucket", "up"]  # it is new: nothing to be taken off first
 
     _play(tmp_path, act)
 
 
 def test_attach_owns_lets_through_and_announces(tmp_path: Path) -> None:
-    async def act(bridge: L2Bridge, kernel: Kernel, ip: Ip) -> None:
+    async def act(bridge: L2Bridge, kernel: Kernel) -> None:
         await bridge.prepare(SPEC, key="k")
         await bridge.attach("web")
         assert await bridge.attached("web")
@@ -172,14 +156,15 @@ def test_attach_owns_lets_through_and_announces(tmp_path: Path) -> None:
         assert kernel.said[-1] == "unqueue"
         await bridge.detach("web")
         await bridge.prepare(SPEC, key="k")
+        assert kernel.said[-3:] == ["unqueue", "bucket", "up"]
         assert kernel.links[PORT] is Port.HELD
 
     _play(tmp_path, act)
 
 
 def test_without_a_token_bucket_the_port_joins_at_attach(tmp_path: Path) -> None:
-    async def act(bridge: L2Bridge, kernel: Kernel, ip: Ip) -> None:
-        ip.failing = "tbf"
+    async def act(bridge: L2Bridge, kernel: Kernel) -> None:
+        kernel.buckets = False
         await bridge.prepare(SPEC, key="k")
         assert kernel.links[PORT] is Port.OFF
         await bridge.attach("web")
@@ -187,25 +172,15 @@ def test_without_a_token_bucket_the_port_joins_at_attach(tmp_path: Path) -> None
 
     _play(tmp_path, act)
 
-    async def without_tc() -> None:
-        ip, kernel = Ip(), Kernel()
-        ip.tc = None
-        bridge = L2Bridge(_layout(tmp_path, "node-1"), TOOLS, machine=ip.machine(), netlink=kernel)
-        await bridge.prepare(SPEC, key="k")
-        assert Port.OFF in kernel.links.values()
-        await bridge.shut()
-
-    asyncio.run(without_tc())
-
 
 def test_a_half_made_port_is_made_again(tmp_path: Path) -> None:
-    async def act(bridge: L2Bridge, kernel: Kernel, ip: Ip) -> None:
-        ip.failing = "route add"
-        with pytest.raises(ActionError, match="RTNETLINK answers: no"):
+    async def act(bridge: L2Bridge, kernel: Kernel) -> None:
+        kernel.refusing = True
+        with pytest.raises(ActionError, match="the kernel refuses: no"):
             await bridge.prepare(SPEC, key="k")
         with pytest.raises(NotFoundError, match="web has no address on node-0"):
             await bridge.attach("web")
-        ip.failing = ""
+        kernel.refusing = False
         await bridge.prepare(SPEC, key="k")
         await bridge.attach("web")
         assert await bridge.attached("web")
@@ -214,7 +189,7 @@ def test_a_half_made_port_is_made_again(tmp_path: Path) -> None:
 
 
 def test_a_strange_note_is_not_believed(tmp_path: Path) -> None:
-    async def act(bridge: L2Bridge, kernel: Kernel, ip: Ip) -> None:
+    async def act(bridge: L2Bridge, kernel: Kernel) -> None:
         await bridge.prepare(SPEC, key="k")
         kernel.notes[PORT] = kernel.notes[PORT].replace(b'"web"', b'"db"')
         with pytest.raises(NotFoundError):
@@ -224,7 +199,7 @@ def test_a_strange_note_is_not_believed(tmp_path: Path) -> None:
 
 
 def test_remove_is_harmless_twice(tmp_path: Path) -> None:
-    async def act(bridge: L2Bridge, kernel: Kernel, ip: Ip) -> None:
+    async def act(bridge: L2Bridge, kernel: Kernel) -> None:
         await bridge.prepare(SPEC, key="k")
         for _ in range(2):
             await bridge.remove("web")
@@ -239,7 +214,7 @@ def test_remove_is_harmless_twice(tmp_path: Path) -> None:
 def test_a_missing_bridge_and_a_silent_link_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(l2_bridge, "_PATIENCE", 2)
 
-    async def act(bridge: L2Bridge, kernel: Kernel, ip: Ip) -> None:
+    async def act(bridge: L2Bridge, kernel: Kernel) -> None:
         kernel.deaf = 99
         with pytest.raises(ActionError, match="sends nothing"):
             await bridge.prepare(SPEC, key="k")
@@ -264,10 +239,10 @@ def test_a_missing_bridge_and_a_silent_link_are_told(tmp_path: Path, monkeypatch
     ],
 )
 def test_what_is_no_address_is_refused(tmp_path: Path, field: str, text: str) -> None:
-    async def act(bridge: L2Bridge, kernel: Kernel, ip: Ip) -> None:
+    async def act(bridge: L2Bridge, kernel: Kernel) -> None:
         with pytest.raises(UsageError, match=field):
             await bridge.prepare(ContainerSpec(**{**vars(SPEC), field: text}), key="k")
-        assert not ip.ran
+        assert list(kernel.links) == ["nw1234br"]
 
     _play(tmp_path, act)
 

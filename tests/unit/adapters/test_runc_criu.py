@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from natwork_ray.adapters import container_network, criu_source, criu_target, runc_calls, runc_criu
+from natwork_ray.adapters.criu_difference import Reduced
 from natwork_ray.adapters.criu_source import pipes_must_be_large
 from natwork_ray.adapters.runc_calls import NodeTools, runc_line
 from natwork_ray.adapters.runc_criu import RuncCriu
@@ -504,6 +505,68 @@ async def test_a_lazy_dump_that_never_gets_ready_says_why(bench: Bench) -> None:
     with pytest.raises(ActionError, match="lazy dump of web: criu is missing features"):
         await bench.runtime.dump("web", key="m1", images="final", parent=None, lazy=True)
     assert (await bench.runtime.status("web")).state is ContainerState.FROZEN
+
+
+# Hybrid.
+
+
+@in_a_loop
+async def test_a_lazy_dump_after_a_round_serves_only_the_difference(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await prepared(bench)
+    seen: list[object] = []
+    monkeypatch.setattr(criu_source, "numbers_inside", lambda pids: {1: 4711})
+
+    def compared(processes: dict[int, int], parent: Path, **_: int) -> dict[int, list[tuple[int, int]]]:
+        seen.append((processes, parent))
+        return {1: [(0, 8192)]}
+
+    def reduced(folder: Path, parent: str, processes: dict[int, int], same: object, **_: int) -> Reduced:
+        assert (folder / "pages-1.img").exists()  # CRIU has written it
+        seen.append((folder, parent, processes, same))
+        return Reduced(inherited_bytes=8192, lazy_bytes=4096)
+
+    monkeypatch.setattr(criu_source, "unchanged", compared)
+    monkeypatch.setattr(criu_source, "reduce", reduced)
+    await bench.runtime.dump("web", key="m1", images="final", parent="pre-1", lazy=True)
+    assert seen == [
+        ({1: 4711}, bench.layout.image_set("m1", "pre-1")),
+        (bench.layout.image_set("m1", "final"), "pre-1", {1: 4711}, {1: [(0, 8192)]}),
+    ]
+    bench.runner.children[0].over.set()
+    assert await bench.runtime.await_pages_served("web", key="m1") == 4096
+
+
+@in_a_loop
+async def test_where_criu_tracks_pages_the_difference_is_its_own(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    can = RuntimeAbilities(methods=tuple(MigrationMethod), dirty_tracking=True)
+    bench.runtime = RuncCriu(bench.layout, TOOLS, runner=bench.runner, cgroups=bench.cgroups, ask=lambda: can)
+    await prepared(bench)
+    monkeypatch.setattr(criu_source, "unchanged", lambda *_, **__: pytest.fail("compared"))
+    await bench.runtime.dump("web", key="m1", images="final", parent="pre-1", lazy=True)
+    call = next(call for call in bench.runner.calls if "checkpoint" in call)
+    assert option(call, "--parent-path") == Path("../pre-1")
+
+
+@pytest.mark.parametrize("breaks", ["unchanged", "reduce"])
+@in_a_loop
+async def test_a_difference_that_fails_ends_the_page_server(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, breaks: str
+) -> None:
+    await prepared(bench)
+
+    def fails(*_: object, **__: object) -> None:
+        raise ActionError("no page at 0x1000", hint="roll back")
+
+    monkeypatch.setattr(criu_source, "numbers_inside", lambda pids: {})
+    for name in ("unchanged", "reduce"):
+        monkeypatch.setattr(criu_source, name, fails if name == breaks else lambda *_, **__: {})
+    with pytest.raises(ActionError, match="no page at 0x1000"):
+        await bench.runtime.dump("web", key="m1", images="final", parent="pre-1", lazy=True)
+    assert bench.runner.children[0].killed
+    assert (await bench.runtime.status("web")).state is ContainerState.FROZEN
+    assert await bench.runtime.revive("web", key="m1") is Revival.THAWED
 
 
 @in_a_loop

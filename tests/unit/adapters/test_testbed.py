@@ -512,7 +512,7 @@ class Hands:
 
     done: list[str]
 
-    def __init__(self, layout: NodeLayout, tools: Toolchain) -> None:
+    def __init__(self, layout: NodeLayout, tools: Toolchain | None = None) -> None:
         self.layout = layout
 
     def __getattr__(self, name: str) -> Callable[..., object]:
