@@ -1,12 +1,17 @@
-"""Shared by all tests: where the public data are, one thread per process, one Ray cluster for those who need it."""
+"""Shared by all tests: where the public data are, one thread per process, one Ray cluster and one real testbed for
+those who need them.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import logging
 import os
+import random
 import secrets
 import socket
+import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -134,3 +139,60 @@ def anomaly_app(ray_cluster: RayCluster) -> str:
 
     make_token(ray_cluster.state_dir)
     return deploy(ray_cluster.http, replicas=2)
+
+
+# A real testbed: root, namespaces, sshd, runC and CRIU.
+
+
+@dataclass(frozen=True)
+class RealTestbed:
+    """A testbed of three nodes, and what made it."""
+
+    state_dir: Path
+    record: Any  # TestbedRecord
+    tools: Any  # Toolchain
+
+
+@pytest.fixture(scope="session")
+def tools() -> Any:
+    """The machine's programs; the reason for skipping where real migration is not possible."""
+    from natwork_ray.adapters.testbed_requirements import require
+    from natwork_ray.errors import PreconditionError
+
+    try:
+        return require()
+    except PreconditionError as error:
+        pytest.skip(str(error))
+
+
+def _ended(folder: Path) -> None:
+    """Take the testbed down and delete the folder, which has to be empty then. Nothing is ever deleted recursively: a
+    container's bind mount that was left would lead to the machine's own /usr.
+    """
+    from natwork_ray.adapters import testbed as testbeds
+
+    testbeds.down(folder)
+    folder.rmdir()
+
+
+@pytest.fixture
+def state_dir() -> Iterator[Path]:
+    """A state directory of the test's own, with a name that is short enough for SSH's sockets."""
+    folder = Path(tempfile.mkdtemp(prefix="nwt-"))
+    yield folder
+    _ended(folder)
+
+
+@pytest.fixture(scope="session")
+def testbed(tools: Any) -> Iterator[RealTestbed]:
+    """One testbed for all tests of a session; nothing of it may be left."""
+    from natwork_ray.adapters import testbed as testbeds
+
+    rng = random.Random()
+    folder = Path(tempfile.mkdtemp(prefix="nwt-"))
+    record = testbeds.plan(folder, nodes=3, tools=tools, rng=rng, now_s=time.time())
+    try:
+        yield RealTestbed(folder, testbeds.up(record, tools=tools, rng=rng), tools)
+    finally:
+        _ended(folder)
+    assert testbeds.traces(record) == ()

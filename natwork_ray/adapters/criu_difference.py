@@ -46,7 +46,7 @@ from natwork_ray.errors import ActionError
 MOST_COMPARED_BYTES = 128 * 2**20
 MOST_EAGER_BYTES = 4 * 2**20
 PARENT_LINK = "parent"  # CRIU's own name for it
-_BLOCK_PAGES = 1024  # few calls: each may wait for the interpreter, which another thread holds
+_BLOCK_PAGES = 256  # few calls: each may wait for the interpreter, which another thread holds
 _BLOCK_BYTES = _BLOCK_PAGES * PAGE
 _PROC = Path("/proc")
 

@@ -20,7 +20,7 @@ import asyncio
 import json
 import os
 import shutil
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from natwork_ray.adapters.container_cgroup import CGROUPS, ContainerCgroup
 from natwork_ray.adapters.container_network import ContainerNetwork
 from natwork_ray.adapters.criu_files import decisive_line, hint_for, read_log
 from natwork_ray.adapters.runc_bundle import Bundle
-from natwork_ray.adapters.subprocesses import MARKER, Child, Runner, end_family, family, status_pipe, told_ready
+from natwork_ray.adapters.subprocesses import MARKER, PROC, Child, Runner, end_family, family, status_pipe, told_ready
 from natwork_ray.adapters.testbed_layout import NodeLayout
 from natwork_ray.adapters.testbed_network import NETNS
 from natwork_ray.adapters.testbed_requirements import Toolchain
@@ -176,7 +176,15 @@ class NodeTools:
                 # 0: it has ended already; then nobody will take another for it.
                 ticks = started_ticks(child.pid) or 0
                 self.note(work / note, OwnProcess(pid=child.pid, started_ticks=ticks, what=what))
-                good = await told_ready(reading, timeout_s=timeout_s)
+                good = False
+
+                async def tell() -> None:
+                    nonlocal good
+                    good = await told_ready(reading, timeout_s=timeout_s)
+
+                # Without a word, as if it had ended, when CRIU is gone and runC waits on.
+                if not await self.while_criu_lives(tell(), marker=marker, criu=criu, done=None):
+                    await child.kill(alone=True)
             except BaseException:
                 # Alone: CRIU gives back what it holds when its runC is gone.
                 await child.kill(alone=True)
@@ -185,14 +193,16 @@ class NodeTools:
             raise self.failure(what, work / RUNC_LOG, criu, await child.wait())
         return child
 
-    async def while_criu_lives(self, work: Coroutine[Any, Any, None], *, marker: str, criu: Path, done: str) -> bool:
+    async def while_criu_lives(
+        self, work: Coroutine[Any, Any, None], *, marker: str, criu: Path, done: str | None
+    ) -> bool:
         """Await a runC that drives CRIU; False, and the wait is ended, when CRIU is gone while runC waits on.
 
         It does when CRIU is killed while it restores, since what it left keeps their socket open, and when it is killed
-        while it only says its version. What takes less than a fifth of a second is not looked at.
+        while it only says its version: CRIU then is a zombie. What takes less than a fifth of a second is not looked at.
 
         Args:
-            criu: CRIU's log, and `done` what it writes there when all has gone well.
+            criu: CRIU's log, and `done` what it writes there when all has gone well and it may end.
         """
         running = asyncio.create_task(work)
         watching = asyncio.create_task(self._criu_is_gone(marker, criu, done))
@@ -207,14 +217,14 @@ class NodeTools:
             await asyncio.gather(running, watching, return_exceptions=True)
         return True
 
-    async def _criu_is_gone(self, marker: str, criu: Path, done: str) -> None:
-        alone = 0
-        # Before CRIU has begun its log, runC may not have started it yet.
-        while alone < (GONE_LOOKS if criu.exists() else 5 * GONE_LOOKS):
+    async def _criu_is_gone(self, marker: str, criu: Path, done: str | None) -> None:
+        gone = 0
+        while gone < GONE_LOOKS:
             await asyncio.sleep(LOOK_S)
             living = await asyncio.to_thread(family, marker, self.sessions)
-            gone = done not in read_log(criu) and not any(is_criu(process.pid) for process in living)
-            alone = alone + 1 if gone else 0
+            dead = await asyncio.to_thread(dead_criu, [process.pid for process in living])
+            well = done is not None and done in read_log(criu)
+            gone = gone + 1 if dead and not well else 0
 
     def failure(self, what: str, log: Path, criu: Path | None, status: int) -> ActionError:
         """The error that a log explains."""
@@ -305,11 +315,20 @@ def runc_line(log: str) -> str:
     return ""
 
 
-def is_criu(pid: int) -> bool:
-    """Whether a process is CRIU itself, and none that it restores: those are in a process namespace of their own."""
-    try:
-        lines = Path(f"/proc/{pid}/status").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return False
-    told = {name: text.split() for name, _, text in (line.partition(":") for line in lines)}
-    return told.get("Name") == ["criu"] and len(told.get("NSpid", [])) == 1
+def dead_criu(parents: Iterable[int]) -> bool:
+    """Whether one of these processes has a CRIU that is dead and that it has not taken notice of.
+
+    Those that CRIU has started itself, and that now wait for it, carry the same name and may have the same parent.
+    """
+    wanted = set(parents)
+    for entry in PROC.iterdir():
+        if not entry.name.isdecimal():
+            continue
+        try:
+            text = (entry / "stat").read_text(encoding="utf-8", errors="replace")
+        except OSError:
+            continue  # taken notice of meanwhile
+        name, fields = text.partition("(")[2].rpartition(")")[0], text.rpartition(")")[2].split()
+        if name == "criu" and fields[0] == "Z" and int(fields[1]) in wanted:
+            return True
+    return False

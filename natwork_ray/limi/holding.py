@@ -63,6 +63,7 @@ class Holding:
         self._together, self._clock, self._limits = together, clock, limits
         self.cancelled: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._escort = Escort(container, frozenset(together.gates), self._tell, self.cancelled)
+        self._open: set[Gate] = set()
         self._told: list[Milestone] = []
         self._changed = asyncio.Event()
         self._heard_s = clock.now_s()
@@ -70,7 +71,7 @@ class Holding:
     async def before(self, step: Step) -> None:
         """Awaited by the driver before each step: returns when it may be handed out."""
         gate = _HELD_BEFORE.get(step.verb)
-        if gate is None or gate not in self._together.gates:
+        if gate is None or gate in self._open or gate not in self._together.gates:
             await self._escort.before(step)
             return
         since_s, given_up = self._clock.now_s(), False
@@ -100,7 +101,7 @@ class Holding:
     def release(self, gate: Gate) -> None:
         """It may pass a gate, now or when it comes there."""
         self._heard_s = self._clock.now_s()
-        self._escort.release(gate)
+        self._let_through(gate)
 
     def cancel(self, reason: str) -> None:
         """It has to go back, if it still can; else it is held no more."""
@@ -116,6 +117,10 @@ class Holding:
         self._changed.set()
         self._changed = asyncio.Event()
 
+    def _let_through(self, gate: Gate) -> None:
+        self._open.add(gate)
+        self._escort.release(gate)
+
     def _left_s(self, gate: Gate, since_s: float) -> float:
         now_s = self._clock.now_s()
         if gate is Gate.FREEZE:
@@ -129,4 +134,4 @@ class Holding:
             self._escort.abort(why)
         else:
             for each in Gate:
-                self._escort.release(each)
+                self._let_through(each)

@@ -1,4 +1,4 @@
-"""A service of three containers that call each other, moved together on the real testbed: all arrive, or all come back."""
+"""A service of three containers that call each other on the real testbed: all arrive together, or all come back."""
 
 from __future__ import annotations
 
@@ -59,9 +59,8 @@ def shop(testbed: Any) -> Iterator[Commands]:
     try:
         for name, (node, memory, calls) in SHOP.items():
             asked = [word for other in calls for word in ("--depends-on", other)]
-            code, out, err = natwork(
-                "testbed", "run", name, "--node", node, "--memory", f"{memory}MiB", "--service", "shop", *asked, "--json"
-            )
+            words = ("--node", node, "--memory", f"{memory}MiB", "--service", "shop", *asked)
+            code, out, err = natwork("testbed", "run", name, *words, "--json")
             assert code == 0, err
             assert (json.loads(out)["service"], json.loads(out)["depends_on"]) == ("shop", list(calls))
         yield natwork

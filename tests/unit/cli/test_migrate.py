@@ -16,6 +16,7 @@ from natwork_ray.adapters.sqlite_journal import SqliteJournal
 from natwork_ray.backends import World, build_world
 from natwork_ray.cli.migrating import InProcess, ThroughDoors
 from natwork_ray.cli.migration_view import PhaseBars, consideration_lines, gantt, state_of, told
+from natwork_ray.cli.schedule_view import service_document, service_lines
 from natwork_ray.config import Config, load_config
 from natwork_ray.control.desk import Consideration, Migration, MoveWish, ServiceWish
 from natwork_ray.control.events import PlannedStart
@@ -104,8 +105,14 @@ def test_a_service_through_the_doors(natwork: Any, gateway: Any, up: None) -> No
     document = json.loads(natwork(*command, "--json").out)
     assert (document["decision"], len(document["migrations"])) == ("d-000001", 2)
     assert gateway.asked[0].path == "/api/v1/service-migrations"
-    assert gateway.asked[0].body == {"service": "web", "target": None, "by": "Ada", "weight": None, "note": ""}
-    assert natwork(*command).err.count("runs on node-1") == 2
+    assert gateway.asked[0].body == {
+        "service": "web", "target": None, "by": "Ada", "weight": None, "note": "", "on_failure": "bring-back",
+    }  # fmt: skip
+    assert document["service"]["planned"] is None, "they were ordered without a schedule"
+    said = natwork(*command, "--on-failure", "carry-on").err
+    assert gateway.asked[-1].body["on_failure"] == "carry-on"
+    assert said.count("runs on node-1") == 2
+    assert "2 of 2 containers arrived" in said or "0 of 2 containers arrived; not" in said
 
 
 @pytest.mark.parametrize("where", [(), ("--to", "a", "--spread")])
@@ -343,6 +350,14 @@ def test_a_whole_service_in_one_process(tmp_path: Path) -> None:
     names = {c.name for c in topology.containers if c.network_service == "traffic-lights"}
     assert {m.instruction.container for m in found} == names
     assert {state_of(m) for m in found} == {"migrated"}
+    # The emulated world conducts the schedule in its own time: what the door tells is what the bench measures.
+    arrived = service_document(found)
+    assert sorted(arrived["arrived"]) == sorted(names)
+    assert arrived["gates"] == ["freeze", "restore", "attach"]
+    assert arrived["arrival_spread_pct"] < 5.0
+    assert arrived["planned"]["unavailable_s"] == pytest.approx(arrived["unavailable_s"], rel=0.5)
+    assert f"{len(names)} of {len(names)} containers arrived" in service_lines(found)[0]
+    assert "% of the longest migration" in service_lines(found)[1]
     again = carry_out(real, state, ServiceWish(service="traffic-lights", target=None, by="ada"), "k")
     assert [m.instruction for m in again] == [m.instruction for m in found]
 

@@ -8,9 +8,13 @@ from typing import Any
 
 import pytest
 
-from natwork_ray.cli.schedule_view import gantt_html, plan_document, plan_lines
-from natwork_ray.domain.migrations import MigrationForecast
-from natwork_ray.domain.phases import MigrationMethod
+from natwork_ray.cli.schedule_view import gantt_html, plan_document, plan_lines, service_document, service_lines
+from natwork_ray.control.desk import Migration
+from natwork_ray.domain.actions import ActionOutcome, Migrate, ServiceMove
+from natwork_ray.domain.decisions import DecisionStatus
+from natwork_ray.domain.migrations import MigrationForecast, MigrationRecord, MigrationState
+from natwork_ray.domain.phases import Gate, MigrationMethod, OnFailure, Phase
+from natwork_ray.domain.values import Backend
 from natwork_ray.errors import PreconditionError
 from natwork_ray.limi.schedule import plan
 from natwork_ray.limi.service_plan import LinkCapacity, Member, ScheduleRequest, Section
@@ -73,3 +77,43 @@ def test_without_plotly_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(builtins, "__import__", refusing)
     with pytest.raises(PreconditionError, match="plotly"):
         gantt_html(PLAN)
+
+
+def test_what_became_of_it_beside_what_was_planned() -> None:
+    together = ServiceMove(
+        id="d", service="shop", gates=tuple(Gate), on_failure=OnFailure.CARRY_ON, patience_s=9.0, arrives_s=3.0,
+        unavailable_s=0.5,
+    )  # fmt: skip
+
+    def moved(name: str, arrived_s: float | None) -> Migration:
+        record = None
+        if arrived_s is not None:
+            record = MigrationRecord(
+                key=name, container=name, source="a", target="b", method=MigrationMethod.COLD, backend=Backend.REAL,
+                state=MigrationState.MIGRATED, started_at_s=10.0, total_s=4.0, downtime_s=1.0, runs_on="b",
+                phases=(
+                    Phase(name="freeze", starts_s=arrived_s - 1.0, duration_s=0.1),
+                    Phase(name="address move", starts_s=arrived_s - 0.1, duration_s=0.1),
+                ),
+            )  # fmt: skip
+        outcome = ActionOutcome(
+            key=name, done=record is not None, started_at_s=10.0, finished_at_s=14.0, downtime_s=0.0,
+            backend=Backend.REAL, detail="", record=record,
+        )  # fmt: skip
+        order = Migrate(key=name, container=name, source="a", target="b", together=together)
+        return Migration(decision="d", at_s=9.0, status=DecisionStatus.DONE, instruction=order, outcome=outcome)
+
+    migrations = (moved("web", 2.0), moved("db", 2.2), moved("cache", None))
+    document = json.loads(json.dumps(service_document(migrations), allow_nan=False))
+    assert (document["arrived"], document["stayed"], document["on_failure"]) == (["web", "db"], ["cache"], "carry-on")
+    assert document["arrival_spread_s"] == pytest.approx(0.2)
+    assert document["arrival_spread_pct"] == pytest.approx(5.0)
+    assert document["planned"] == {"last_arrival_s": 3.0, "unavailable_s": 0.5}
+    assert service_lines(migrations) == [
+        "2 of 3 containers arrived; not cache",
+        "  200.0 ms between the first arrival and the last, 5.0 % of the longest migration (4.00 s)",
+        "  last arrival after 2.20 s (planned 3.00 s)",
+        "  unavailable for 1.20 s (planned 0.50 s)",
+    ]
+    assert service_document(())["planned"] is None
+    assert service_lines((moved("cache", None),))[0] == "0 of 1 containers arrived; not cache"

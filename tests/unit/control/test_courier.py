@@ -9,10 +9,25 @@ from typing import Any
 import pytest
 
 from natwork_ray.control.courier import Courier
-from natwork_ray.control.events import Event, MigrationRequested, OutcomeReported, TopologyObserved
+from natwork_ray.control.events import (
+    Event,
+    MigrationRequested,
+    OutcomeReported,
+    ServiceMigrationRequested,
+    TopologyObserved,
+)
 from natwork_ray.control.loop import ControlLoop
 from natwork_ray.control.service import Answer
-from natwork_ray.domain.actions import ActionOutcome, Instruction, Scale
+from natwork_ray.domain.actions import (
+    ActionOutcome,
+    Instruction,
+    Migrate,
+    MigrationMethod,
+    OnFailure,
+    Scale,
+    ServiceMove,
+)
+from natwork_ray.domain.migrations import ContainerForecast, MigrationForecast
 from natwork_ray.errors import NatworkError, StoreError, TimedOutError
 
 
@@ -132,9 +147,9 @@ def test_what_is_no_nodes_business_goes_to_the_cluster(world: Any) -> None:
         cluster.go.set()
         courier = Courier(
             control=control,
-            orchestrator=Orchestrator(world),
+            orchestrator=Orchestrator(world),  # type: ignore[arg-type]
             node_hands={},
-            cluster_hands=cluster,  # type: ignore[arg-type]
+            cluster_hands=cluster,
         )
         key = move(world, control, "front")
         with pytest.raises(NatworkError, match="no LiMi agent for front on node edge"):
@@ -146,3 +161,60 @@ def test_what_is_no_nodes_business_goes_to_the_cluster(world: Any) -> None:
         assert key in control.loop._pending
 
     asyncio.run(scene())
+
+
+class Together:
+    """Conducts in no time; may be away first."""
+
+    def __init__(self, world: Any, failing: int) -> None:
+        self._world, self.failing = world, failing
+        self.asked: list[tuple[str, ...]] = []
+
+    async def move_together(self, instructions: Sequence[Migrate], topology: Any) -> tuple[ActionOutcome, ...]:
+        self.asked.append(tuple(i.key for i in instructions))
+        if self.failing:
+            self.failing -= 1
+            raise TimedOutError("an agent is away", hint="wait")
+        return tuple(self._world.outcome(i.key) for i in instructions)
+
+
+@pytest.mark.parametrize("failing", [0, 1])
+def test_a_service_is_delivered_as_one_and_reported_as_one(world: Any, failing: int) -> None:
+    async def run() -> None:
+        control, hands, together = Control(world), Hands(world), Together(world, failing)
+        hands.go.set()
+        told: list[str] = []
+        forecast = MigrationForecast(
+            method=MigrationMethod.COLD, total_p50_s=2.0, total_p95_s=3.0, downtime_p50_s=0.5, downtime_p95_s=0.6
+        )
+        control.loop.handle(
+            ServiceMigrationRequested(
+                id="s", at_s=5.0, service="core", target="cloud", by="ada",
+                forecasts=tuple(
+                    ContainerForecast(container=c, target="cloud", forecast=forecast) for c in ("front", "back", "other")
+                ),
+                together=ServiceMove(
+                    id="", service="core", gates=(), on_failure=OnFailure.CARRY_ON, patience_s=1.0
+                ),
+            )
+        )  # fmt: skip
+
+        async def trouble(text: str) -> None:
+            told.append(text)
+
+        courier = Courier(
+            control=control, orchestrator=Orchestrator(world),  # type: ignore[arg-type]
+            node_hands=dict.fromkeys(("edge", "core", "cloud"), hands), cluster_hands=hands, service_hands=together,
+        )  # fmt: skip
+        work = asyncio.create_task(courier.keep_delivering(lambda: 50.0, pause_s=0.0, trouble=trouble))
+        await until(lambda: control.loop.status().done == 1 and not control.loop.outbox())
+        assert together.asked == [tuple(f"d-000001/{n}" for n in range(3))] * (1 + failing)
+        assert hands.asked == []
+        assert [t.split(":")[0] for t in told] == ["migrate of front, back, other"] * failing
+        assert [type(e) for e in control.events][:3] == [OutcomeReported] * 3
+        assert control.loop.outbox() == ()
+        work.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await work
+
+    asyncio.run(run())

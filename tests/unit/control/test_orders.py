@@ -19,10 +19,16 @@ from natwork_ray.control.events import (
 )
 from natwork_ray.control.loop import ControlLoop, Step
 from natwork_ray.control.service import StoredEvent
-from natwork_ray.domain.actions import Migrate, MigrationMethod
+from natwork_ray.domain.actions import Gate, Migrate, MigrationMethod, OnFailure, ServiceMove
 from natwork_ray.domain.auditing import AuditKind
 from natwork_ray.domain.decisions import DecisionStatus, MitigationKind, Mode, Order
-from natwork_ray.domain.migrations import ContainerForecast, MigrationForecast, MigrationRecord, MigrationState
+from natwork_ray.domain.migrations import (
+    ContainerForecast,
+    ContainerLoad,
+    MigrationForecast,
+    MigrationRecord,
+    MigrationState,
+)
 from natwork_ray.domain.values import Backend, decode, encode
 from natwork_ray.errors import ActionError, NotFoundError, UsageError
 
@@ -55,6 +61,11 @@ def foretold(downtime_p95_s: float, method: MigrationMethod = MigrationMethod.CO
         downtime_p50_s=downtime_p95_s / 2,
         downtime_p95_s=downtime_p95_s,
     )
+
+
+TOGETHER = ServiceMove(
+    id="", service="core", gates=tuple(Gate), on_failure=OnFailure.BRING_BACK, patience_s=6.0, arrives_s=3.0
+)
 
 
 @pytest.mark.parametrize("mode", list(Mode))
@@ -147,6 +158,8 @@ def test_without_a_measurement_the_limit_is_what_memory_can_be(world: Any) -> No
         (service("nowhere"), NotFoundError),
         (service(weight=-0.1), UsageError),
         (service(starts=(PlannedStart(container="front", starts_s=-1.0),)), UsageError),
+        (service(together=replace(TOGETHER, patience_s=0.0)), UsageError),
+        (service(together=replace(TOGETHER, patience_s=math.nan)), UsageError),
         (service(starts=(PlannedStart(container="front", starts_s=1.0),) * 2), UsageError),
     ],
 )
@@ -200,6 +213,25 @@ def test_who_is_there_already_stays(world: Any) -> None:
     (nothing,) = alone.handle(service("core")).decisions
     assert (nothing.status, nothing.instructions) == (S.REFUSED, ())
     assert "there already" in nothing.reason
+
+
+def test_what_is_conducted_carries_its_part_of_the_schedule(world: Any) -> None:
+    load = ContainerLoad(**dict.fromkeys(ContainerLoad.__dataclass_fields__, 2.0))
+    forecasts = tuple(
+        ContainerForecast(container=c, target="cloud", forecast=foretold(0.7), load=load, chosen_by="model")
+        for c in ("front", "back", "other")
+    )
+    (decision,) = started(world).handle(service(forecasts=forecasts, together=TOGETHER)).decisions
+    assert decision.status is S.ISSUED
+    for i in decision.instructions:
+        assert isinstance(i, Migrate)
+        assert i.together == replace(TOGETHER, id=decision.id)
+        assert (i.method, i.chosen_by, i.load) == (MigrationMethod.COLD, "model", load)
+        assert i.forecast == foretold(0.7)
+        assert decode(Migrate, encode(i)) == i
+    # Who is not foretold cannot be planned: then each goes at its time, and its agent chooses.
+    (alone,) = started(world).handle(service(forecasts=forecasts[:1], together=TOGETHER)).decisions
+    assert [(i.together, i.method) for i in alone.instructions if isinstance(i, Migrate)] == [(None, None)] * 3
 
 
 def test_a_service_is_moved_whole_or_not_at_all(world: Any) -> None:

@@ -8,16 +8,17 @@ from dataclasses import replace
 
 import pytest
 
-from natwork_ray.domain.actions import ActionOutcome, Migrate, Restart
+from natwork_ray.domain.actions import ActionOutcome, Gate, Migrate, OnFailure, Restart, ServiceMove
 from natwork_ray.domain.migrations import ContainerLoad, MigrationRecord, MigrationState
 from natwork_ray.domain.phases import MigrationMethod
 from natwork_ray.domain.values import Backend
 from natwork_ray.emulation.migration_nodes import OBSERVE_S
 from natwork_ray.emulation.moves import downtime_from_s, remaining, settled_at_s
-from natwork_ray.emulation.ports import EmulatedRuntime
+from natwork_ray.emulation.ports import EmulatedRuntime, EmulatedServiceHands
 from natwork_ray.emulation.scenarios import smart_city
 from natwork_ray.emulation.testbed import Testbed
-from natwork_ray.errors import ActionError, NotFoundError
+from natwork_ray.errors import ActionError, ConflictError, NotFoundError
+from natwork_ray.limi.arrivals import arrivals_of
 from natwork_ray.limi.choosing import ByEquations, MethodChoice
 from natwork_ray.limi.steps import Verb
 
@@ -180,3 +181,63 @@ def test_a_dry_measurement_is_the_one_that_would_be_made() -> None:
     ):  # fmt: skip
         with pytest.raises(error):
             testbed.measure(container, target)
+
+
+# Services, moved together.
+
+
+def together(testbed: Testbed, target: str = "core-1") -> tuple[Migrate, ...]:
+    """What the loop orders when a person wants all of edge-1's traffic service elsewhere."""
+    move = ServiceMove(id="d-1", service="video", gates=tuple(Gate), on_failure=OnFailure.BRING_BACK, patience_s=60.0)
+    chooser, found = ByEquations(), []
+    for number, name in enumerate(("video-analytics", "sensor-ingest")):
+        load = testbed.measure(name, target)
+        choice = chooser.choose(load, tuple(MigrationMethod), weight=0.2)
+        found.append(
+            Migrate(
+                key=f"d-1/{number}", container=name, source="edge-1", target=target, method=choice.method, load=load,
+                forecast=choice.forecast, chosen_by="rule", together=move,
+            )
+        )  # fmt: skip
+    return tuple(found)
+
+
+def test_a_service_is_conducted_in_one_virtual_time() -> None:
+    testbed = Testbed(CITY, seed=2)
+    testbed.advance(100)
+    orders = together(testbed)
+    outcomes = testbed.apply_together(orders)
+    arrivals = arrivals_of([record_of(o) for o in outcomes])
+    assert arrivals.arrived == ("video-analytics", "sensor-ingest")
+    assert arrivals.spread_pct is not None
+    assert arrivals.spread_pct < 5.0
+    assert [o.key for o in outcomes] == [i.key for i in orders]
+    assert testbed.apply_together(orders) == outcomes, "answered, not moved again"
+    assert [testbed.effects(i.key) for i in orders] == [1, 1]
+    testbed.advance(200)
+    assert {testbed.topology().container(i.container).node for i in orders} == {"core-1"}  # type: ignore[union-attr]
+    same = Testbed(CITY, seed=2)
+    same.advance(100)
+    assert same.apply_together(together(same)) == outcomes
+    apart = Testbed(CITY, seed=2)
+    apart.advance(100)
+    alone = arrivals_of([record_of(apart.apply(replace(i, together=None))) for i in orders])
+    assert alone.spread_s > arrivals.spread_s  # type: ignore[operator]
+
+
+def test_a_service_that_cannot_go_whole_does_not_go() -> None:
+    testbed = Testbed(CITY, seed=2)
+    testbed.advance(100)
+    orders = together(testbed)
+    testbed.apply(Restart(key="r", container="sensor-ingest"))
+    with pytest.raises(ActionError, match="under way"):
+        testbed.apply_together(orders)
+    hands = EmulatedServiceHands(testbed)
+    outcomes = asyncio.run(hands.move_together(orders, testbed.topology()))
+    assert [(o.done, "under way" in o.error) for o in outcomes] == [(False, True)] * 2
+    assert [testbed.effects(i.key) for i in orders] == [0, 0]
+    testbed.advance(200)
+    done = testbed.apply_together(orders)
+    assert all(o.done for o in done)
+    with pytest.raises(ConflictError):
+        testbed.apply_together((orders[0], replace(orders[1], target="edge-2")))

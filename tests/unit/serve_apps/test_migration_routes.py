@@ -156,7 +156,15 @@ def test_a_service_moves_in_one_decision(doors: Any, control: Any, agents: Agent
     assert len(agents.asked) == 2, "analytics-2 is there already"
     again = doors("POST", f"{V1}/service-migrations", token=token, json=body, headers={"Idempotency-Key": "k"})
     assert again.headers["idempotency-replayed"] == "true"
-    assert {i.container for i in control.pending() if isinstance(i, Migrate)} == {"analytics-1", "upf"}
+    pending = [i for i in control.pending() if isinstance(i, Migrate)]
+    assert {i.container for i in pending} == {"analytics-1", "upf"}
+    assert {i.together.on_failure for i in pending if i.together} == {"bring-back"}
+    assert {i.together.id for i in pending if i.together} == {found["decision"]["id"]}
+    other = doors(
+        "POST", f"{V1}/service-migrations", token=token, json={**body, "on_failure": "carry-on"},
+        headers={"Idempotency-Key": "k"},
+    )  # fmt: skip
+    assert other.status_code == 409, "another wish under the same key"
 
 
 def test_a_dry_run_leaves_no_trace(doors: Any, control: Any, token: str) -> None:
@@ -169,6 +177,9 @@ def test_a_dry_run_leaves_no_trace(doors: Any, control: Any, token: str) -> None
         "POST", f"{V1}/migration-forecasts", token=token, json={"service": "video", "target": None, "by": "a"}
     ).json()
     assert len(spread["outlooks"]) == len(spread["starts"]) == 3
+    assert [m["container"] for m in spread["schedule"]["plan"]["migrations"]] == [
+        m["container"] for m in spread["schedule"]["request"]["members"]
+    ]
     assert (control.journal.entry_count(), control.pending()) == (before, ())
 
 
