@@ -199,7 +199,7 @@ class NodeTools:
         """Await a runC that drives CRIU; False, and the wait is ended, when CRIU is gone while runC waits on.
 
         It does when CRIU is killed while it restores, since what it left keeps their socket open, and when it is killed
-        while it only says its version: CRIU then is a zombie. What takes less than a fifth of a second is not looked at.
+        while it only says its version; CRIU then is a zombie. What is over in a fifth of a second is not looked at.
 
         Args:
             criu: CRIU's log, and `done` what it writes there when all has gone well and it may end.

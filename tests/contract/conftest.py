@@ -216,12 +216,14 @@ def real_migration_bed(real_nodes: RealNodes, tmp_path: Path) -> Iterator[Migrat
         )
         await served(host)
 
+    async def away(node: NodePorts) -> None:
+        await node.runtime.destroy(name, key=key)
+        await node.bridge.remove(name)
+        await node.runtime.clean(name, key=key)
+
     async def end() -> None:
-        for node in real_nodes.ports.values():
-            await node.transfer.close(target=names[1], key=key)
-            await node.runtime.destroy(name, key=key)
-            await node.bridge.remove(name)
-            await node.runtime.clean(name, key=key)
+        await ports[names[0]].transfer.close(target=names[1], key=key)
+        await asyncio.gather(*(away(node) for node in ports.values()))
 
     async def counter() -> float:
         return await asked(host, 1)

@@ -128,7 +128,7 @@ def test_memory_survives_dump_transfer_and_restore(bed: Any) -> None:
         await asyncio.sleep(1.0)
         before = await bed.counter()
         await arrive(bed)
-        assert await state(bed, bed.source) in (ContainerState.STOPPED, ContainerState.ABSENT)
+        assert await state(bed, bed.source) is not ContainerState.RUNNING
         assert await state(bed, bed.target) is ContainerState.RUNNING
         after = await bed.counter()
         assert before <= after
@@ -171,7 +171,8 @@ def test_a_container_is_revived_as_well_as_can_be(bed: Any) -> None:
         before = await bed.counter()
         await runtime.freeze(bed.container)
         await runtime.dump(bed.container, key=bed.key, images="final", parent=None, lazy=False)
-        assert await runtime.revive(bed.container, key=bed.key) is Revival.RESTORED
+        # Thawed where a dump leaves the frozen processes until they are destroyed; no memory is lost either way.
+        assert await runtime.revive(bed.container, key=bed.key) in (Revival.THAWED, Revival.RESTORED)
         await bed.bridge[bed.source].attach(bed.container)
         assert await state(bed, bed.source) is ContainerState.RUNNING
         assert await bed.counter() >= before
@@ -374,20 +375,25 @@ FAULTS = [
     )
     for after in (False, True)
 ]  # fmt: skip
-# On real nodes each verb under hybrid, which has them all, and under cold those from which going back is another way:
-# no page server holds the memory.
-COLD_ON_REAL_NODES = (Verb.DUMP, Verb.DUMP_TRANSFER, Verb.RESTORE, Verb.ADDRESS_MOVE)
+# Each takes seconds on real nodes, so there every verb fails under one method: under hybrid what cold does not have and
+# what comes between a dump whose memory is still on the source and the last of its pages, else under cold. The restore,
+# on which everything turns, fails under both.
+HYBRID_ON_REAL_NODES = {
+    Verb.PRE_DUMP, Verb.PRE_DUMP_TRANSFER, Verb.DUMP_TRANSFER, Verb.PAGE_TUNNEL, Verb.RESTORE, Verb.ADDRESS_MOVE,
+    Verb.PAGES_FETCHED,
+}  # fmt: skip
+COLD_ON_REAL_NODES = {verb for verb, _ in FAULTS} - HYBRID_ON_REAL_NODES | {Verb.RESTORE}
 FAULT_CASES = [
     *(("emulated", method, *fault) for method in (MigrationMethod.COLD, MigrationMethod.HYBRID) for fault in FAULTS),
-    *(("real", MigrationMethod.HYBRID, *fault) for fault in FAULTS),
+    *(("real", MigrationMethod.HYBRID, *fault) for fault in FAULTS if fault[0] in HYBRID_ON_REAL_NODES),
     *(("real", MigrationMethod.COLD, *fault) for fault in FAULTS if fault[0] in COLD_ON_REAL_NODES),
 ]
 
 
 @pytest.mark.parametrize(("bed", "method", "verb", "after"), FAULT_CASES, indirect=["bed"])
 def test_after_a_fault_exactly_one_runs(bed: Any, method: MigrationMethod, verb: Verb, after: bool) -> None:
-    # Cleaning is repeated with long waits, which take time on real nodes: there it fails once.
-    times = 1 if bed.backend is Backend.REAL and verb in CLEANING else 5
+    # Real nodes wait in real time: between two attempts at cleaning for seconds. More than three are no others' limit.
+    times = 5 if bed.backend is Backend.EMULATED else 1 if verb in CLEANING else 3
 
     async def main() -> None:
         before = await bed.counter()

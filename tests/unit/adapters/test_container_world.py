@@ -6,6 +6,8 @@ import asyncio
 import ctypes
 import os
 import socket
+import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -262,12 +264,20 @@ class TestLoad:
         assert 8192 <= disk_bytes(tmp_path) <= 4 * 8192
         assert disk_bytes(tmp_path / "none") == 0.0
 
-    def test_a_measurement_of_this_process(self, tmp_path: Path) -> None:
+    def test_a_measurement_of_a_process(self, tmp_path: Path) -> None:
+        # A small one: the test runner's own memory takes seconds to look at five times.
+        program = "held = b'x' * 2**21; print('ready', flush=True); input()"
         cgroup = cgroup_v1(tmp_path / "cgroup")
         (tmp_path / "root").mkdir()
         (tmp_path / "root/file").write_bytes(b"x" * 4096)
-        found = asyncio.run(measure((os.getpid(),), cgroup, tmp_path / "root", observe_s=0.02, cpu_limit_cores=1.5))
-        assert found.memory_bytes > 2**20
+        with subprocess.Popen(
+            [sys.executable, "-I", "-S", "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        ) as child:
+            assert child.stdout is not None
+            assert child.stdout.readline() == b"ready\n"
+            found = asyncio.run(measure((child.pid,), cgroup, tmp_path / "root", observe_s=0.02, cpu_limit_cores=1.5))
+            child.communicate(b"\n")
+        assert 2**21 < found.memory_bytes < 2**26
         assert 0 <= found.working_set_bytes <= found.memory_bytes
         assert found.volume_bytes == found.volume_delta_bytes >= 4096
         assert (found.cpu_limit_cores, found.bandwidth_bytes_per_s, found.rtt_s) == (1.5, 0.0, 0.0)

@@ -191,7 +191,8 @@ def test_a_service_is_delivered_as_one_and_reported_as_one(world: Any, failing: 
             ServiceMigrationRequested(
                 id="s", at_s=5.0, service="core", target="cloud", by="ada",
                 forecasts=tuple(
-                    ContainerForecast(container=c, target="cloud", forecast=forecast) for c in ("front", "back", "other")
+                    ContainerForecast(container=c, target="cloud", forecast=forecast)
+                    for c in ("front", "back", "other")
                 ),
                 together=ServiceMove(
                     id="", service="core", gates=(), on_failure=OnFailure.CARRY_ON, patience_s=1.0

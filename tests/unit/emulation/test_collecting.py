@@ -49,7 +49,7 @@ def test_expected_costs_are_those_of_many_migrations() -> None:
         load, kind = true_load(3, key), load_class(key.load_class)
         total, down = expected_of(load)
         for m, method in enumerate(METHODS):
-            draws = [laboratory(kind, load, method, np.random.default_rng(n)) for n in range(25)]
+            draws = [laboratory(kind, load, method, np.random.default_rng(n)) for n in range(12)]
             assert np.mean([d.total_s for d in draws]) == pytest.approx(total[m], rel=0.06)
             assert np.mean([d.downtime_s for d in draws]) == pytest.approx(down[m], rel=0.06)
 

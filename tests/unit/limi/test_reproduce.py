@@ -70,10 +70,11 @@ def test_held_out_runs_are_judged_once_beside_baselines_and_oracle(
     rows: Sequence[MigrationRow], quick: SelectorSettings
 ) -> None:
     told: list[str] = []
+    few = [row for row in rows if row.repetition < 3]
     report = held_out(
-        rows, split=BY_RUN, settings=quick, expected=expected, progress=lambda _done, _all, what: told.append(what)
+        few, split=BY_RUN, settings=quick, expected=expected, progress=lambda _done, _all, what: told.append(what)
     )
-    assert (report.runs, report.rows) == (204, 816)
+    assert (report.runs, report.rows) == (102, 408)
     assert len(told) == 6
     assert report.forecasts.total_time_mape_floor_pct is not None
     assert report.forecasts.total_time_mape_floor_pct < report.forecasts.total_time_mape_pct < 20
@@ -86,7 +87,7 @@ def test_held_out_runs_are_judged_once_beside_baselines_and_oracle(
         assert set(at.baselines) == {
             *(f"always {m}" for m in METHODS), "random", "rule of thumb", "equations", "classifier"
         }  # fmt: skip
-        assert sum(at.wins.values()) == sum(at.chosen.values()) == 204
+        assert sum(at.wins.values()) == sum(at.chosen.values()) == 102
         low, high = at.balanced_accuracy_ci
         assert low <= at.selector.balanced_accuracy <= high
     at = report.at(0.2)
