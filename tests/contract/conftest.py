@@ -136,9 +136,17 @@ HEAD_START = 1000
 
 
 async def asked(host: str, times: int) -> float:
-    """The count of the workload after so many requests more, all in one session."""
+    """The count of the workload after so many requests more, all in one session.
+
+    One that was just started fills its memory before it listens.
+    """
     async with asyncio.timeout(20.0):
-        reader, writer = await asyncio.open_connection(host, ECHO_PORT)
+        while True:
+            try:
+                reader, writer = await asyncio.open_connection(host, ECHO_PORT)
+                break
+            except ConnectionRefusedError:
+                await asyncio.sleep(0.02)
         try:
             writer.write(b"".join(b"%d\n" % n for n in range(times)))
             replies = [await reader.readline() for _ in range(times)]
@@ -146,18 +154,6 @@ async def asked(host: str, times: int) -> float:
             writer.close()
         await writer.wait_closed()
     return float(replies[-1].split()[1])
-
-
-async def served(host: str) -> None:
-    """Wait until the workload has filled its memory and listens, then give it its head start."""
-    async with asyncio.timeout(20.0):
-        while True:
-            try:
-                await asked(host, HEAD_START)
-            except ConnectionRefusedError:
-                await asyncio.sleep(0.02)
-            else:
-                return
 
 
 async def left_behind(nodes: RealNodes, container: str) -> tuple[str, ...]:
@@ -214,7 +210,7 @@ def real_migration_bed(real_nodes: RealNodes, tmp_path: Path) -> Iterator[Migrat
         await start(
             record, names[0], spec, tools=real_nodes.testbed.tools, rng=random.Random(number), volume_bytes=1 * MIB
         )
-        await served(host)
+        await asked(host, HEAD_START)
 
     async def away(node: NodePorts) -> None:
         await node.runtime.destroy(name, key=key)

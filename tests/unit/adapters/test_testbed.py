@@ -566,7 +566,7 @@ def test_containers_get_addresses_of_their_own_and_run_before_they_are_reached(
     with pytest.raises(ConflictError, match="there is a container web on node-0"):
         _start(record, "web")
     for name in ("", "Web", "../x", "-x", "x" * 32):
-        with pytest.raises(UsageError, match="cannot name a container"):
+        with pytest.raises(UsageError, match="cannot be a name"):
             _start(record, name)
 
 

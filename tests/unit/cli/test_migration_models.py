@@ -23,9 +23,9 @@ FEW = ("--runs", "2", "--classes", "cpu-low_*", "--workers", "0")
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Twelve classes, of every level of memory, four times."""
+    """Classes of every level of memory, four times."""
     plan, _ = migrations.plan_of(
-        Backend.EMULATED, seed=2, runs=4, patterns=["cpu-medium_*_network-zero", "cpu-high_*low"]
+        Backend.EMULATED, seed=2, runs=4, patterns=["cpu-medium_*_network-zero", "cpu-high_*storage-low*low"]
     )
     path = tmp_path_factory.mktemp("data") / "d.csv.gz"
     with path.open("wb") as stream:

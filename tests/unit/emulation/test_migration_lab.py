@@ -88,7 +88,7 @@ def test_without_noise_the_closed_form_comes_out(method: MigrationMethod, number
 
 @pytest.mark.parametrize("method", [COLD, HYBRID])
 def test_noise_is_as_in_the_data(method: MigrationMethod) -> None:
-    records = [run_migration(lab(quiet=False, seed=s), "web", "b", method, observe_s=None) for s in range(80)]
+    records = [run_migration(lab(quiet=False, seed=s), "web", "b", method, observe_s=None) for s in range(150)]
     dumps = np.array([p.duration_s for r in records for p in r.phases if p.name == Verb.DUMP])
     totals = np.array([r.total_s for r in records])
     downs = np.array([r.downtime_s for r in records])

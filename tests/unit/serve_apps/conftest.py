@@ -248,7 +248,7 @@ def make_anomaly() -> Callable[..., FastAPI]:
     return anomaly_app
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def token() -> str:
     return TOKEN
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
+from fastapi import FastAPI
 
 from natwork_ray.control.events import OutcomeReported
 from natwork_ray.domain.actions import ActionOutcome, Migrate, MigrationMethod
@@ -56,17 +57,40 @@ class Agents:
         return self.running.get(key)
 
 
+class Present:
+    """The control and the agents of the test that runs: routes take a tenth of a second to build, so all share them."""
+
+    control: Any
+    agents: Agents
+
+    async def provide(self) -> Any:
+        return await self.control.provide()
+
+    async def outlook(self, container: str, *, source: str, target: str, weight: float | None) -> MigrationOutlook:
+        return await self.agents.outlook(container, source=source, target=target, weight=weight)
+
+    async def progress(self, key: str, *, source: str) -> MigrationProgress | None:
+        return await self.agents.progress(key, source=source)
+
+
 @pytest.fixture
 def agents() -> Agents:
     return Agents()
 
 
-@pytest.fixture
-def doors(control: Any, agents: Agents, token: str, make_client: Any) -> Any:
+@pytest.fixture(scope="module")
+def shared(token: str) -> tuple[FastAPI, Present]:
+    present = Present()
     hosts = ("127.0.0.1",)
-    return make_client(
-        create_app(control.provide, token=token, max_body_bytes=65_536, allowed_hosts=hosts, agents=agents)
-    )
+    app = create_app(present.provide, token=token, max_body_bytes=65_536, allowed_hosts=hosts, agents=present)
+    return app, present
+
+
+@pytest.fixture
+def doors(control: Any, agents: Agents, shared: tuple[FastAPI, Present], make_client: Any) -> Any:
+    app, present = shared
+    present.control, present.agents = control, agents
+    return make_client(app)
 
 
 def kinds(control: Any) -> list[str]:
