@@ -132,8 +132,9 @@ class ContainerRuntime(Protocol):
         ...
 
     async def dump(self, container: str, *, key: str, images: str, parent: str | None, lazy: bool) -> DumpReport:
-        """Source: the checkpoint that ends the container here. With `lazy`, memory stays and is served to the target
-        (`DumpReport.page_server_port`) until `await_pages_served`.
+        """Source: the checkpoint after which the container does not run here; its frozen processes may stay until
+        `destroy` or `revive`. With `lazy`, memory stays and is served to the target (`DumpReport.page_server_port`)
+        until `await_pages_served`.
         """
         ...
 

@@ -57,7 +57,7 @@ from natwork_ray.domain.runtime import (
 from natwork_ray.domain.values import Backend, decode, encode
 from natwork_ray.errors import ActionError, ConflictError, NatworkError, UsageError
 
-START_S, UPDATE_S, SURVIVED_S = 30.0, 10.0, 0.05
+START_S, UPDATE_S, SURVIVED_S = 30.0, 10.0, 0.25
 _ACTIONS = "actions"
 
 
@@ -216,7 +216,8 @@ class RuncCriu:
         if process is not None:
             await network.open()
             node.cgroup(container).thaw()
-            if await _survives(process.pid):
+            # After a complete dump CRIU had left the processes; nothing can have happened to them.
+            if any(node.work(key).glob(f"*/{COMPLETE}")) or await _survives(process.pid):
                 return Revival.THAWED if stood else Revival.STILL_RUNNING
         node.bundle(container).describe()
         for done in sorted(node.work(key).glob(f"*/{COMPLETE}")):

@@ -367,7 +367,13 @@ async def test_a_killed_dump_leaves_the_container_running(testbed: Any, phase: s
             assert (await here.runtime.status(name)).state is ContainerState.RUNNING
             # CRIU killed in the instant in which it enters a process ends that; all else gives it back as it was.
             assert revival is not Revival.RESTARTED or program == "criu"
-            await at.instance()
+            try:
+                await at.instance()
+            except AssertionError:
+                # It may live for a while before it meets what CRIU left in it: seen once in a hundred kills.
+                assert program == "criu"
+                assert await here.runtime.revive(name, key=key) is Revival.RESTARTED
+                await at.instance()
             await here.runtime.clean(name, key=key)
             assert left_below(here.layout, key) == []
         assert failed > 0

@@ -25,7 +25,7 @@ FEW = ("--runs", "2", "--classes", "cpu-low_*", "--workers", "0")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Classes of every level of memory, four times."""
     plan, _ = migrations.plan_of(
-        Backend.EMULATED, seed=2, runs=4, patterns=["cpu-medium_*_network-zero", "cpu-high_*storage-low*low"]
+        Backend.EMULATED, seed=2, runs=4, patterns=["cpu-medium_*_network-zero", "cpu-high_*storage-low*low", "cpu-low_*zero"]
     )
     path = tmp_path_factory.mktemp("data") / "d.csv.gz"
     with path.open("wb") as stream:
