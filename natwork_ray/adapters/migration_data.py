@@ -2,7 +2,9 @@
 
 A collection is long, so what is done is kept: `.<name>.part` beside the file to be holds the plan in its first line and
 then the rows of finished runs, appended and synced run by run. A kill loses what was under way and nothing else; the
-next call reads the part file, cuts a torn last line, and goes on. A part file of another plan is refused. When all runs
+next call reads the part file, cuts off the run that was torn, and goes on: what was kept is never written again. A part
+file of another plan is refused, and so is one that another process has open (flock, freed by the kernel with its
+holder). When all runs
 are there, the rows are put in order and take the file's place at once, so that equal plans give equal files, byte by
 byte, whoever made the rows and however often it was interrupted.
 
@@ -16,10 +18,12 @@ Reading is bounded in bytes, decompressed, in line length and in rows.
 
 from __future__ import annotations
 
+import fcntl
 import gzip
 import io
 import os
 import zlib
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -31,6 +35,7 @@ from natwork_ray.limi.collection import CollectionPlan, RunKey, in_order
 from natwork_ray.limi.dataset import MAX_LINE, MigrationRow, dataset_lines, parse_dataset, row_line
 
 MAX_BYTES = 512 * 2**20  # decompressed
+_ANEW = "begin anew with `natwork migrations collect --restart`: the part file is thrown away"
 
 
 def read_dataset(path: Path) -> tuple[MigrationRow, ...]:
@@ -79,40 +84,32 @@ class CollectionFile:
         self._done = {(row.load_class, row.repetition) for row in rows}
 
     @classmethod
-    def open(cls, out: Path, plan: CollectionPlan) -> CollectionFile:
-        """Begin a collection, or go on with one that was cut off.
+    def open(cls, out: Path, plan: CollectionPlan, *, restart: bool = False) -> CollectionFile:
+        """Begin a collection, or go on with one that was cut off. With `restart`, forget what was kept of one.
 
         Raises:
-            ConflictError: the part file belongs to another plan.
-            InputError: the part file is damaged otherwise than by being cut off.
+            ConflictError: the part file belongs to another plan, or another process collects into it.
+            InputError: the part file is damaged otherwise than by being cut off, or larger than `MAX_BYTES`.
             OSError: the folder cannot be written to.
         """
         path = part_of(out)
-        head = encode(plan) + b"\n"
-        kept = path.read_bytes() if path.exists() else b""
-        whole = kept[: kept.rfind(b"\n") + 1]
-        if not whole:
-            path.write_bytes(head)
-            whole = head
-        first, _, body = whole.partition(b"\n")
-        if first + b"\n" != head:
-            raise ConflictError(
-                f"{path} is a collection with other parameters: {_described(first)}",
-                hint="finish it with the parameters that it was begun with, or delete it",
-            )
-        lines = body.decode("ascii", errors="replace").splitlines(keepends=True)
-        header = next(dataset_lines(()))
-        runs: dict[str, list[MigrationRow]] = {}
-        for row in parse_dataset([header, *lines]):
-            runs.setdefault(row.run, []).append(row)
-        # A run is appended in one write, but a power cut may still leave a part of it.
-        rows = [row for run in runs.values() if len(run) == len(plan.methods) for row in run]
-        part = path.open("r+b")
-        part.truncate(len(head))
-        part.seek(0, os.SEEK_END)
-        collection = cls(out, plan, part, rows)
-        collection._write(rows)
-        return collection
+        part = _locked(path)
+        try:
+            if restart:
+                part.truncate(0)
+            rows, whole = _kept(part, path, plan)
+            # Only what is torn goes; a kill here leaves the file as it was or as it will be.
+            part.truncate(whole)
+            part.seek(whole)
+            if not whole:
+                part.write(encode(plan) + b"\n")
+                part.flush()
+                _sync_folder(path.parent)
+            os.fsync(part.fileno())
+        except BaseException:
+            part.close()
+            raise
+        return cls(out, plan, part, rows)
 
     @property
     def done(self) -> int:
@@ -146,10 +143,12 @@ class CollectionFile:
                 stream.flush()
                 os.fsync(stream.fileno())
             fresh.replace(self._out)
+            _sync_folder(self._out.parent)
         finally:
             fresh.unlink(missing_ok=True)
-        self._part.close()
+        # Before the lock is freed: whoever takes it next must not find rows that are in the file already.
         part_of(self._out).unlink()
+        self._part.close()
         return self._out
 
     def _write(self, rows: Iterable[MigrationRow]) -> None:
@@ -164,6 +163,72 @@ class CollectionFile:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._part.close()
+
+
+def _locked(path: Path) -> BinaryIO:
+    """The part file, there and ours until it is closed."""
+    while True:
+        part = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644), "r+b")
+        try:
+            fcntl.flock(part, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if _is_at(part, path):
+                return part
+        except BlockingIOError as error:
+            part.close()
+            raise ConflictError(
+                f"{path} is in use: another process collects into the same file",
+                hint="let it finish, or give another --out",
+            ) from error
+        except BaseException:
+            part.close()
+            raise
+        part.close()  # its holder finished, and deleted it, between our two calls
+
+
+def _is_at(part: BinaryIO, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(part.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _kept(part: BinaryIO, path: Path, plan: CollectionPlan) -> tuple[list[MigrationRow], int]:
+    """Rows of whole runs, and the length of the file up to their end: 0 when not even the plan is whole."""
+    kept = part.read(MAX_BYTES + 1)
+    if len(kept) > MAX_BYTES:
+        raise InputError(f"{path} has more than {MAX_BYTES // 2**20} MiB: no collection has", hint=_ANEW)
+    first, ended, body = kept.partition(b"\n")
+    if not ended:
+        return [], 0
+    if first != encode(plan):
+        raise ConflictError(
+            f"{path} is a collection with other parameters: {_described(first)}",
+            hint=f"finish it with the parameters that it was begun with, or {_ANEW}",
+        )
+    lines = body.split(b"\n")[:-1]  # what follows the last line break was cut off
+    texts = (line.decode("ascii", errors="replace") for line in lines)
+    try:
+        # The plan's line stands where a data set has its header, so that lines are numbered as in the file.
+        rows = list(parse_dataset([next(dataset_lines(())), *texts]))
+    except InputError as error:
+        raise InputError(f"{path} is damaged: {error.what}", hint=_ANEW) from error
+    sizes = Counter(row.run for row in rows)
+    # Runs are appended whole, but a power cut may leave a part of the last one.
+    torn = sizes[rows[-1].run] if rows and sizes[rows[-1].run] < len(plan.methods) else 0
+    rows = rows[: len(rows) - torn]
+    for run in dict.fromkeys(row.run for row in rows):
+        if sizes[run] != len(plan.methods):
+            raise InputError(f"{path} is damaged: run {run} has {sizes[run]} of {len(plan.methods)} rows", hint=_ANEW)
+    return rows, len(first) + 1 + sum(len(line) + 1 for line in lines[: len(rows)])
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make it durable that a file is there."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _parsed(raw: BinaryIO, *, compressed: bool) -> tuple[MigrationRow, ...]:

@@ -58,7 +58,7 @@ class Struck:
         runs_on: where the container was found running; addresses: nodes that have its address on the bridge.
         served: whether a new client was answered.
         session_kept: what the client that watched says; memory: `kept`, `set back` or `lost`.
-        confessed: whether the record says that memory was lost, or may have been.
+        confessed: whether the record says that memory was lost, or may have been, past the point of no return.
         recovery_s: from the strike until the migration was settled; gap_s: the longest the client waited.
         leftovers: what should not be there any more.
     """
@@ -82,9 +82,13 @@ class Struck:
 
     @property
     def survived(self) -> bool:
-        """Alive on exactly one node, reachable there, the record says so, nothing left; memory kept unless told."""
-        alive = len(self.runs_on) == 1 and self.addresses == self.runs_on and self.served
-        return alive and not self.leftovers and (self.memory == KEPT or self.confessed)
+        """Alive on exactly one node, reachable there, nothing left."""
+        return len(self.runs_on) == 1 and self.addresses == self.runs_on and self.served and not self.leftovers
+
+    @property
+    def memory_sound(self) -> bool:
+        """Memory was kept, or what is gone went past the point of no return, where the methods document it."""
+        return self.memory == KEPT or self.confessed
 
 
 def draw(rng: random.Random, count: int) -> list[Fault]:
@@ -108,32 +112,43 @@ def draw(rng: random.Random, count: int) -> list[Fault]:
 def document(
     results: Sequence[Struck], *, wanted: int, seed: int, left: Sequence[str], wall_s: float
 ) -> dict[str, Any]:
-    """What the campaign says. It passed when as many faults as were `wanted` hit, and each was survived."""
+    """What the campaign says.
+
+    `faults` are those that hit; shots that hit nothing were repeated and are listed as `missed`. It passed when exactly
+    as many as were `wanted` hit, the container survived every migration, missed shots included, no memory was lost but
+    where that is documented, and nothing is left.
+    """
     struck = [r for r in results if r.struck]
+    missed = [r for r in results if not r.struck]
+    memory = Counter(r.memory for r in struck)
     recovery = sorted(r.recovery_s for r in struck)
-    rows = [
-        {
+
+    def row(r: Struck) -> dict[str, Any]:
+        return {
             "number": r.number, "kind": r.fault.kind, "phase": r.fault.step, "method": str(r.fault.method),
             "struck": r.struck, "state": r.state, "source": r.source, "target": r.target, "runs_on": list(r.runs_on),
             "address_on": list(r.addresses), "served": r.served, "session_kept": r.session_kept,
             "memory_kept": r.memory == KEPT, "memory": r.memory, "recovery_s": round(r.recovery_s, 3),
             "client_gap_s": round(r.gap_s, 3),
-            "leftovers": list(r.leftovers), "survived": r.survived, "error": r.error,
-        }
-        for r in results
-    ]  # fmt: skip
+            "leftovers": list(r.leftovers), "survived": r.survived, "memory_sound": r.memory_sound, "error": r.error,
+        }  # fmt: skip
+
     return {
         "backend": str(Backend.REAL),
         "seed": seed,
-        "faults": rows,
+        "faults": [row(r) for r in struck],
+        "missed": [row(r) for r in missed],
         "totals": {
-            "faults": len(results),
-            "struck": len(struck),
-            "survived": sum(r.survived for r in results),
+            "faults": len(struck),
+            "missed": len(missed),
+            "survived": sum(r.survived for r in struck),
             "by_kind": dict(sorted(Counter(r.fault.kind for r in struck).items())),
-            "by_state": dict(sorted(Counter(r.state for r in results).items())),
-            "sessions_kept": sum(r.session_kept for r in results),
-            "memory": dict(sorted(Counter(r.memory for r in results).items())),
+            "by_state": dict(sorted(Counter(r.state for r in struck).items())),
+            "sessions_kept": sum(r.session_kept for r in struck),
+            "memory_kept": memory[KEPT],
+            "memory_set_back": memory[SET_BACK],
+            "memory_lost": memory[LOST],
+            "memory_unexcused": sum(not r.memory_sound for r in results),
             "on_two_nodes": sum(len(r.runs_on) > 1 for r in results),
             "on_no_node": sum(not r.runs_on for r in results),
             "recovery_s": {"p50": _quantile(recovery, 0.5), "max": _quantile(recovery, 1.0)},
@@ -141,7 +156,7 @@ def document(
         },
         "left_after_down": list(left),
         "wall_s": round(wall_s, 1),
-        "passed": len(struck) >= wanted and all(r.survived for r in results) and not left,
+        "passed": len(struck) == wanted and all(r.survived and r.memory_sound for r in results) and not left,
     }
 
 

@@ -53,6 +53,7 @@ def collect(
         bool, typer.Option("--dry-run", help="Say what would be collected, and collect nothing.")
     ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace the file when it is there.")] = False,
+    restart: Annotated[bool, typer.Option("--restart", help="Throw away what was kept of one that was cut off.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Collect migrations: each load class, moved by each method, so many times. What was cut off goes on."""
@@ -72,11 +73,11 @@ def collect(
     for name, reason in left_out:
         talk.print(f"left out: {name}: {reason}", soft_wrap=True)
     if dry_run:
-        result["resumes"] = part_of(out).exists()
+        result["resumes"] = part_of(out).exists() and not restart
         _tell(result, as_json, f"would collect {plan.migrations} migrations of {len(plan.classes)} classes")
         return
     require_room(out, force=force)
-    with CollectionFile.open(out, plan) as collection, progress_bar(quiet=as_json) as bar:
+    with CollectionFile.open(out, plan, restart=restart) as collection, progress_bar(quiet=as_json) as bar:
         kept = collection.done
         task = bar.add_task(f"{plan.backend} migrations", total=plan.migrations, completed=kept)
         # Closed, not left to the garbage collector: an interrupt must end the cluster.

@@ -19,6 +19,7 @@ from natwork_ray.limi.selector_card import SelectorCard
 DEFAULT_SELECTOR = "selector"
 PACKAGED_SELECTOR = Path(__file__).parents[1] / "models" / f"{DEFAULT_SELECTOR}.json"
 MAX_SELECTOR_BYTES = 8 * 2**20
+_ANEW = "`natwork train selector` makes one; the shipped one comes back by installing again"
 _HINT = "it must be a file that `natwork train selector` wrote"
 
 
@@ -82,16 +83,19 @@ def read_selector(path: Path = PACKAGED_SELECTOR) -> tuple[MethodSelector, str]:
 
     Raises:
         PreconditionError: there is no such file, or LightGBM cannot be loaded.
-        InputError: the file is damaged.
+        InputError: the file is damaged; the message names it.
     """
     try:
         with path.open("rb") as stream:
             data = stream.read(MAX_SELECTOR_BYTES + 1)
     except OSError as error:
         raise PreconditionError(
-            f"cannot read the selector {path}: {error}", hint="`natwork train selector` makes one, or install again"
+            f"cannot read the selector {path}: {error}", hint=_ANEW
         ) from error
-    return loads(data), digest(data)
+    try:
+        return loads(data), digest(data)
+    except InputError as error:
+        raise InputError(f"the selector {path} is damaged: {error.what}", hint=_ANEW) from error
 
 
 def digest(data: bytes) -> str:

@@ -173,3 +173,25 @@ def test_where_run_is_a_tmpfs_criu_keeps_its_own() -> None:
 
 def test_without_programs_there_is_no_cache(tmp_path: Path) -> None:
     assert criu_files._made_apart(Path("criu"), tmp_path / "criu.kdat", {"PATH": str(tmp_path)}) is None
+
+
+def test_criu_writes_its_cache_in_a_mount_namespace_that_ends(tmp_path: Path) -> None:
+    programs, cache = tmp_path / "bin", tmp_path / "run" / "criu.kdat"
+    programs.mkdir()
+    cache.parent.mkdir()
+    skip = 'while [ "$1" != -- ]; do shift; done; shift; exec "$@"'
+    texts = {
+        "unshare": skip,
+        "nsenter": skip,
+        "mount": "exit 0",
+        "criu": f"printf features > {cache}",
+        "cat": "exec /bin/cat",
+    }
+    for name, text in texts.items():
+        (programs / name).write_text(f"#!/bin/sh\n{text}\n")
+        (programs / name).chmod(0o700)
+    env = {"PATH": str(programs)}
+    assert criu_files._made_apart(programs / "criu", cache, env) == b"features"
+    cache.unlink()
+    (programs / "criu").write_text("#!/bin/sh\nexit 1\n")
+    assert criu_files._made_apart(programs / "criu", cache, env) is None

@@ -917,3 +917,59 @@ async def test_a_cancelled_wait_for_pages_can_be_taken_up_again(bench: Bench) ->
         await waiting
     bench.runner.children[0].over.set()
     assert await bench.runtime.await_pages_served("web", key="m1") == 3 * 4096
+
+
+# Looking after CRIU.
+
+
+def process(folder: Path, pid: int, name: str, state: str, parent: int) -> None:
+    (folder / str(pid)).mkdir()
+    (folder / str(pid) / "stat").write_text(f"{pid} ({name}) {state} {parent} 0 0\n")
+
+
+def test_a_criu_that_is_dead_is_a_zombie_of_its_runc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runc_calls, "PROC", tmp_path)
+    (tmp_path / "self").mkdir()
+    (tmp_path / "9").mkdir()
+    process(tmp_path, 10, "runc", "S", 1)
+    process(tmp_path, 11, "criu", "S", 10)
+    process(tmp_path, 12, "criu", "Z", 99)
+    process(tmp_path, 13, "sh (criu) x", "Z", 10)
+    assert not runc_calls.dead_criu([10])
+    process(tmp_path, 14, "criu", "Z", 10)
+    assert runc_calls.dead_criu([10])
+    assert not runc_calls.dead_criu([])
+
+
+@in_a_loop
+async def test_a_runc_that_waits_for_a_dead_criu_is_not_awaited(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    await bench.runtime.prepare(SPEC, key="m1")
+    bench.images()
+    monkeypatch.setattr(runc_calls, "LOOK_S", 0.001)
+    monkeypatch.setattr(runc_calls, "dead_criu", lambda _parents: True)
+    normal = bench.runner.run
+
+    async def run(argv: Sequence[str], **how: object) -> Finished:
+        if "restore" in argv:
+            await asyncio.sleep(60)
+        return await normal(argv, **how)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(bench.runner, "run", run)
+    with pytest.raises(ActionError, match="restore of web: killed by signal 9"):
+        await bench.runtime.restore("web", key="m1", images="final", page_server=None)
+
+
+@in_a_loop
+async def test_a_dump_whose_criu_is_dead_is_not_awaited(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    await prepared(bench)
+    monkeypatch.setattr(runc_calls, "LOOK_S", 0.001)
+    monkeypatch.setattr(runc_calls, "dead_criu", lambda _parents: True)
+
+    async def never(_reading: int, *, timeout_s: float) -> bool:
+        await asyncio.sleep(60)
+        return True
+
+    monkeypatch.setattr(runc_calls, "told_ready", never)
+    with pytest.raises(ActionError, match="lazy dump of web"):
+        await bench.runtime.dump("web", key="m1", images="final", parent=None, lazy=True)
+    assert bench.runner.children[0].killed

@@ -146,7 +146,7 @@ def test_a_child_that_ends_well_takes_its_note_along(marker: str, notes: Path) -
 
     async def work() -> None:
         env = {**PATHS, MARKER: marker}
-        child = SubprocessRunner(notes).start(["true"], env=env, said=notes.parent / "said")
+        child = SubprocessRunner(notes).start(["sleep", "0.05"], env=env, said=notes.parent / "said")
         assert isinstance(child, ChildProcess)
         count()
         assert await child.wait() == 0
