@@ -4,9 +4,8 @@ A collection is long, so what is done is kept: `.<name>.part` beside the file to
 then the rows of finished runs, appended and synced run by run. A kill loses what was under way and nothing else; the
 next call reads the part file, cuts off the run that was torn, and goes on: what was kept is never written again. A part
 file of another plan is refused, and so is one that another process has open (flock, freed by the kernel with its
-holder). When all runs
-are there, the rows are put in order and take the file's place at once, so that equal plans give equal files, byte by
-byte, whoever made the rows and however often it was interrupted.
+holder). When all runs are there, the rows are put in order and take the file's place at once, so that equal plans give
+equal files, byte by byte, whoever made the rows and however often it was interrupted.
 
     >>> with CollectionFile.open(Path("migrations.csv.gz"), plan) as collection:
     ...     for key in collection.missing():

@@ -12,7 +12,8 @@ The reserve is what makes a full disk survivable: a migration that cannot note i
 It is made anew as soon as there is room again.
 
 What is read is bounded and has to be JSON; anything else raises `StoreError` with the file's name, and nothing is
-repaired silently. One agent per folder: Ray keeps an agent from running twice, nothing here does.
+repaired silently. Who only reads changes nothing: what a crash left half done is tidied up by the first write. One
+agent per folder: Ray keeps an agent from running twice, nothing here does.
 
     >>> journal = FileMigrationJournal(Path("journal"))            # doctest: +SKIP
     >>> journal.append("m-1", b'{"type":"started"}')               # doctest: +SKIP
@@ -40,16 +41,21 @@ RESERVE_BYTES = 256 * 1024
 _OPEN, _RECORDS, _RESERVE = "open", "records", "reserve"
 _EVENTS_SUFFIX, _RECORD_SUFFIX, _DRAFT_SUFFIX = ".jsonl", ".json", ".draft"
 _DIGITS = 11
+_ACCESS = "check free space and access rights, or restore it from a backup"
+_MEND = (
+    "restore it from a backup; or see that its container runs on one node only, and move the file to another folder: "
+    "only what this journal concerns is refused until then"
+)
 
 
 class FileMigrationJournal:
     """Events and records of one node below one folder (mode 0700, made when missing)."""
 
     def __init__(self, folder: Path) -> None:
-        """Open the folder, and finish what a crash left half done.
+        """Make the folders where there are none; nothing else changes before the first write.
 
         Raises:
-            StoreError: the folder cannot be made or read.
+            StoreError: a folder cannot be made.
         """
         self.folder = folder
         self._open, self._records = folder / _OPEN, folder / _RECORDS
@@ -57,17 +63,27 @@ class FileMigrationJournal:
             for each in (folder, self._open, self._records):
                 each.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._filed = 0  # highest number of a record
-        keys = set()
-        for path in self._record_files():
-            self._filed = max(self._filed, int(path.name[:_DIGITS]))
-            keys.add(path.name[_DIGITS + 1 : -len(_RECORD_SUFFIX)])
-        with _store_errors(folder):
+        self._tidy = False
+
+    def _prepare(self) -> None:
+        """Before the first write: finish what a crash left half done.
+
+        Raises:
+            StoreError: the folder cannot be read.
+        """
+        if self._tidy:
+            return
+        records = self._record_files()
+        self._filed = max((int(path.name[:_DIGITS]) for path in records), default=0)
+        keys = {path.name[_DIGITS + 1 : -len(_RECORD_SUFFIX)] for path in records}
+        with _store_errors(self.folder):
             for draft in self._records.glob(f"*{_DRAFT_SUFFIX}"):
                 draft.unlink(missing_ok=True)
             for events in self._open.glob(f"*{_EVENTS_SUFFIX}"):
                 if events.name[: -len(_EVENTS_SUFFIX)] in keys:
                     events.unlink(missing_ok=True)
         self._reserve()
+        self._tidy = True
 
     def append(self, key: str, event: bytes) -> None:
         """Add one event, or several with line breaks between them. Durable when it returns.
@@ -82,6 +98,7 @@ class FileMigrationJournal:
             if problem := _problem(line):
                 raise UsageError(f"event for {key}: {problem}", hint="append JSON documents, one per line")
         data = event + b"\n"
+        self._prepare()
         with _store_errors(path):
             try:
                 self._write_events(path, data)
@@ -103,7 +120,7 @@ class FileMigrationJournal:
         *lines, _torn = data.split(b"\n")
         for number, line in enumerate(lines, 1):
             if problem := _problem(line):
-                raise _broken(path, f"line {number}: {problem}")
+                raise _broken(path, f"line {number}: {problem}", hint=_MEND)
         return tuple(lines)
 
     def open_keys(self) -> tuple[str, ...]:
@@ -116,7 +133,11 @@ class FileMigrationJournal:
             names = sorted(path.name for path in self._open.iterdir())
         if len(names) > MAX_OPEN:
             raise _broken(self._open, f"{len(names)} files, {MAX_OPEN} at most")
-        return tuple(_key_of(self._open / name, _EVENTS_SUFFIX) for name in names)
+        keys = [_key_of(self._open / name, _EVENTS_SUFFIX) for name in names]
+        if not keys:
+            return ()
+        filed = {path.name[_DIGITS + 1 : -len(_RECORD_SUFFIX)] for path in self._record_files()}
+        return tuple(key for key in keys if quote(key, safe="") not in filed)
 
     def close(self, key: str, record: bytes) -> None:
         """File the record and forget the events. Filing a key again changes nothing but to forget its events.
@@ -129,6 +150,7 @@ class FileMigrationJournal:
         if problem := _problem(record):
             raise UsageError(f"record for {key}: {problem}", hint="file one JSON document")
         name = quote(key, safe="")
+        self._prepare()
         with _store_errors(events):
             if not any(path.name[_DIGITS + 1 : -len(_RECORD_SUFFIX)] == name for path in self._record_files()):
                 final = self._records / f"{self._filed + 1:0{_DIGITS}d} {name}{_RECORD_SUFFIX}"
@@ -247,7 +269,7 @@ def _key_of(path: Path, suffix: str) -> str:
     except UnicodeError:
         key = ""
     if not path.name.endswith(suffix) or not key or quote(key, safe="") != stem:
-        raise _broken(path, "no file of the journal has such a name")
+        raise _broken(path, "no file of the journal has such a name", hint="move it to another folder")
     return key
 
 
@@ -293,8 +315,8 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _broken(path: Path, problem: str) -> StoreError:
-    return StoreError(f"{path}: {problem}", hint="check free space and access rights, or restore it from a backup")
+def _broken(path: Path, problem: str, *, hint: str = _ACCESS) -> StoreError:
+    return StoreError(f"{path}: {problem}", hint=hint)
 
 
 @contextmanager

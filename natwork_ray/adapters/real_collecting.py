@@ -1,6 +1,7 @@
 """The real data set: load classes as containers on a testbed of this machine, moved for real (D3.3 section 2.1).
 
-A collection makes a testbed of its own with two nodes and takes it down at the end, whatever happened. For each run it
+A collection makes a testbed of its own with two nodes and takes it down at the end, whatever happened; that of a
+collection that was killed is taken down by the next one (natwork_ray.adapters.testbed_orphans). For each run it
 starts the dynamic workload at the levels of the class, with amounts drawn a little around them, and moves it by every
 method in an order of its own, from wherever the move before left it. What is known before (`ContainerLoad`) is measured
 before each move, by the agents' own code; a client with a numbered TCP session watches, so that downtime is also what
@@ -21,17 +22,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-import tempfile
 import time
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 import numpy as np
 import psutil
 
 from natwork_ray.adapters import testbed, testbed_containers
 from natwork_ray.adapters.probe_client import ProbeClient
+from natwork_ray.adapters.testbed_orphans import ephemeral
 from natwork_ray.adapters.testbed_requirements import Toolchain, require
 from natwork_ray.adapters.testbed_state import TestbedRecord
 from natwork_ray.adapters.testbed_traces import delete_tree
@@ -131,23 +131,21 @@ def collect_real(plan: CollectionPlan, keys: Sequence[RunKey]) -> Generator[tupl
     if not keys:
         return
     tools = require(plan.methods)
-    folder = Path(tempfile.mkdtemp(prefix="nwc-"))  # a short name, for SSH's sockets
-    try:
-        rng = random.SystemRandom()
-        record = testbed.plan(folder, nodes=len(NODES), tools=tools, rng=rng, now_s=time.time())
-        record = testbed.up(record, tools=tools, rng=rng)
-        with asyncio.Runner() as runner:
-            laboratory = RealLaboratory(plan, record, tools)
-            try:
-                runner.run(laboratory.open())
-                for key in keys:
-                    yield runner.run(laboratory.run(key))
-            finally:
-                runner.run(laboratory.close())
-    finally:
-        testbed.down(folder)
-        # Never recursively: a mount that was left behind would lead out of it.
-        folder.rmdir()
+    with ephemeral("nwc-") as folder:
+        try:
+            rng = random.SystemRandom()
+            record = testbed.plan(folder, nodes=len(NODES), tools=tools, rng=rng, now_s=time.time())
+            record = testbed.up(record, tools=tools, rng=rng)
+            with asyncio.Runner() as runner:
+                laboratory = RealLaboratory(plan, record, tools)
+                try:
+                    runner.run(laboratory.open())
+                    for key in keys:
+                        yield runner.run(laboratory.run(key))
+                finally:
+                    runner.run(laboratory.close())
+        finally:
+            testbed.down(folder)
 
 
 @dataclass

@@ -117,6 +117,12 @@ def plan(
         )
     if images_bytes and images_bytes < MIB:
         raise UsageError(f"images = {images_bytes} bytes is less than 1 MiB", hint="a checkpoint is larger")
+    memory: int = psutil.virtual_memory().total
+    if images_bytes > memory:
+        raise UsageError(
+            f"images = {images_bytes} bytes is more than the {memory} bytes of memory of this machine",
+            hint="checkpoints lie in memory: choose less, or leave it out",
+        )
     if machine.uid() != 0:
         raise PreconditionError("a testbed needs root: it makes namespaces and mounts", hint="use sudo")
     folder = testbed_folder(state_dir)

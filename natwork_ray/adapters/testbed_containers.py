@@ -6,27 +6,35 @@ both are in the specification that lies in its bundle. The container is on the b
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 import random
 import re
+import shutil
+import time
 from collections.abc import Sequence
 from dataclasses import replace
+
+import psutil
 
 from natwork_ray.adapters.l2_bridge import L2Bridge
 from natwork_ray.adapters.runc_criu import RuncCriu
 from natwork_ray.adapters.testbed import new_mac
+from natwork_ray.adapters.testbed_layout import NodeLayout
 from natwork_ray.adapters.testbed_network import FIRST_CONTAINER
 from natwork_ray.adapters.testbed_requirements import Toolchain
 from natwork_ray.adapters.testbed_state import TestbedRecord
 from natwork_ray.adapters.testbed_traces import delete_tree
 from natwork_ray.adapters.testbed_world import specs_of
-from natwork_ray.adapters.workload import Load, make_rootfs, workload_spec
+from natwork_ray.adapters.workload import BASE_MEMORY_BYTES, ECHO_PORT, Load, make_rootfs, workload_spec
 from natwork_ray.domain.runtime import ContainerSpec, ContainerState
 from natwork_ray.domain.values import value
-from natwork_ray.errors import ConflictError, NotFoundError, RefusedError, UsageError
+from natwork_ray.errors import ActionError, ConflictError, NotFoundError, RefusedError, TimedOutError, UsageError
 
 # It is part of namespaces' and folders' names.
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,30}")
+_MAX_CORES = 4096.0
+_ASK_S = 1.0
 
 
 @value
@@ -67,12 +75,17 @@ def new_spec(
     """A specification with an address of its own. Nothing is made. Those that it depends on need not be there yet.
 
     Raises:
-        UsageError: a name cannot be one, or it depends on itself.
+        UsageError: a name cannot be one, it depends on itself, or a limit is out of range.
         ConflictError: a container of that name is there.
     """
     for each in (name, *depends_on, *([service] if service else [])):
         if not _NAME.fullmatch(each):
             raise UsageError(f"{each!r} cannot be a name", hint="a to z, 0 to 9 and dashes, at most 31")
+    if not 0 <= cpu_limit_cores <= _MAX_CORES:
+        raise UsageError(
+            f"cpu limit {cpu_limit_cores:g} cores is not 0 to {_MAX_CORES:g}",
+            hint="0 sets no limit; 0.5 is half a core",
+        )
     if name in depends_on:
         raise UsageError(f"{name} cannot depend on itself", hint="name other containers of its service")
     for node in record.nodes:
@@ -89,6 +102,27 @@ def new_spec(
     return replace(spec, service=service, depends_on=tuple(depends_on))
 
 
+def require_room(layout: NodeLayout, load: Load, *, volume_bytes: int = 0) -> None:
+    """Whether the machine can hold such a workload on the node, now. Nothing is made.
+
+    Raises:
+        RefusedError: too little memory is available, or too little of the disk is free.
+    """
+    available: int = psutil.virtual_memory().available
+    needed = load.memory_bytes + BASE_MEMORY_BYTES
+    if needed > available:
+        raise RefusedError(
+            f"the workload holds {needed} bytes of memory, {available} are available", hint="hold less, or free memory"
+        )
+    place = next(path for path in (layout.bundles, *layout.bundles.parents) if path.exists())
+    free = shutil.disk_usage(place).free
+    written = volume_bytes + load.storage_file_bytes
+    if written > free:
+        raise RefusedError(
+            f"the workload's data takes {written} bytes, {free} are free in {place}", hint="less data, or free the disk"
+        )
+
+
 async def start(
     record: TestbedRecord,
     node: str,
@@ -97,12 +131,17 @@ async def start(
     tools: Toolchain,
     rng: random.Random,
     volume_bytes: int = 0,
+    serve_within_s: float | None = None,
 ) -> Placed:
     """Make a workload's root file system on a node and run it there. What fails is taken away again.
 
+    Args:
+        serve_within_s: wait so long for its first answer; None does not wait.
+
     Raises:
         NotFoundError: there is no such node.
-        ActionError: it did not start.
+        ActionError: it did not start, or ended at once.
+        TimedOutError: it did not answer.
     """
     layout = record.node(node)
     runtime, bridge = RuncCriu(layout, tools), L2Bridge(layout)
@@ -111,6 +150,8 @@ async def start(
         await bridge.prepare(spec, key="start")
         await runtime.create_and_start(spec)
         await bridge.attach(spec.name)
+        if serve_within_s is not None:
+            await _until_serving(runtime, spec, patience_s=serve_within_s)
         status = await runtime.status(spec.name)
     except BaseException:
         await runtime.destroy(spec.name, key="start")
@@ -120,6 +161,34 @@ async def start(
     finally:
         await bridge.shut()
     return Placed(spec=spec, node=node, state=status.state, pid=status.pid)
+
+
+async def _until_serving(runtime: RuncCriu, spec: ContainerSpec, *, patience_s: float) -> None:
+    host = spec.address.partition("/")[0]
+    deadline = time.monotonic() + patience_s
+    while not await answers(host):
+        status = await runtime.status(spec.name)
+        if status.state is not ContainerState.RUNNING:
+            raise ActionError(f"{spec.name} ended before it answered", hint="has it the memory that it holds?")
+        if time.monotonic() > deadline:
+            raise TimedOutError(
+                f"{spec.name} at {host} did not answer within {patience_s:g} s", hint="hold less, or raise its limits"
+            )
+        await asyncio.sleep(0.05)
+
+
+async def answers(host: str, port: int = ECHO_PORT) -> bool:
+    """Whether a workload answers there: it does once it holds its memory."""
+    try:
+        async with asyncio.timeout(_ASK_S):
+            reader, writer = await asyncio.open_connection(host, port)
+            try:
+                writer.write(b"0\n")
+                return (await reader.readline()).startswith(b"0 ")
+            finally:
+                writer.close()
+    except (OSError, TimeoutError):
+        return False
 
 
 async def containers(record: TestbedRecord, *, tools: Toolchain) -> tuple[Placed, ...]:

@@ -247,26 +247,31 @@ def _criu(machine: Machine, *, root: bool) -> list[Requirement]:
     path = criu_path(machine)
     version = "" if path is None else _criu_version(machine, path)
     asked = root and bool(version)
-    not_asked = "there is no usable criu" if root else _NOT_ASKED
-    sudo = "" if root else "sudo natwork doctor"
+    # Without a CRIU nothing is known of the kernel: no hint may blame it.
+    if path is None:
+        not_asked, first = "there is no usable criu", f"CRIU is missing: {INSTALL}"
+    elif not root:
+        not_asked, first = _NOT_ASKED, "sudo natwork doctor"
+    else:
+        not_asked, first = "there is no usable criu", "" if version else f"CRIU does not work: {INSTALL}"
     return [
         _needed("criu", _criu_flaw(machine, path, version), f"{version} {path}", hint=INSTALL),
         _needed(
             "criu check",
             _refusal(machine, [str(path), "check"]) if asked else not_asked,
             "looks good",
-            hint=sudo or f"{INSTALL}; if it stays, the kernel lacks what the message names",
+            hint=first or f"{INSTALL}; if it stays, the kernel lacks what the message names",
         ),
         _needed(
             LAZY_PAGES,
             _refusal(machine, [str(path), "check", "--feature", "uffd-noncoop"]) if asked else not_asked,
             "supported",
-            hint=sudo or "a kernel with CONFIG_USERFAULTFD and a CRIU that knows it",
+            hint=first or "a kernel with CONFIG_USERFAULTFD and a CRIU that knows it",
             methods=LAZY,
         ),
         _dirty_tracking(
             _refusal(machine, [str(path), "check", "--feature", "mem_dirty_track"]) if asked else not_asked,
-            hint=sudo or "a kernel with CONFIG_MEM_SOFT_DIRTY; pre-copy works without it, by rsync differences",
+            hint=first or "a kernel with CONFIG_MEM_SOFT_DIRTY; pre-copy works without it, by rsync differences",
         ),
     ]
 

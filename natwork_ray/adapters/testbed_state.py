@@ -17,15 +17,17 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 from natwork_ray.adapters.testbed_layout import NodeLayout
 from natwork_ray.domain.values import decode, encode, value
-from natwork_ray.errors import InputError, NotFoundError, PreconditionError, StoreError
+from natwork_ray.errors import InputError, NotFoundError, PreconditionError, StoreError, VerificationError
 
 RECORD = "testbed.json"
 MAX_RECORD_BYTES = 262_144
+_ID = re.compile(r"nw[0-9a-f]{4}")
 
 REGISTER = Path("/run/natwork-testbed")
 PRIVSEP = Path("/run/sshd")
@@ -85,6 +87,17 @@ class TestbedRecord:
         raise NotFoundError(f"the testbed has no node {name!r}", hint=f"it has {names}")
 
 
+def check_id(testbed: str) -> str:
+    """The id, if it is one that `up` makes: whatever carries it in its name is ended and deleted.
+
+    Raises:
+        InputError: it is none; an empty one would be carried by everything on the machine.
+    """
+    if not _ID.fullmatch(testbed):
+        raise InputError(f"{testbed!r} is no id of a testbed", hint="such as nw3f9a; nothing was removed")
+    return testbed
+
+
 def write_whole(path: Path, data: bytes, mode: int = 0o600) -> None:
     """Replace a file whole: a kill leaves the old one or the new one."""
     draft = path.with_name(f".{path.name}.new")
@@ -115,8 +128,9 @@ def load(folder: Path) -> TestbedRecord | None:
     """The record in that folder; None when there is none.
 
     Raises:
-        InputError: it is damaged.
+        InputError: it is damaged, or names what no testbed of this folder has.
         PreconditionError: it cannot be read, or somebody else could write it.
+        VerificationError: it belongs to somebody else.
     """
     path = folder / RECORD
     try:
@@ -128,7 +142,13 @@ def load(folder: Path) -> TestbedRecord | None:
             f"cannot read {path}: {error.strerror}", hint="a testbed belongs to root: use sudo"
         ) from error
     with os.fdopen(descriptor, "rb") as stream:
-        if os.fstat(stream.fileno()).st_mode & 0o022:
+        found = os.fstat(stream.fileno())
+        if found.st_uid not in (0, os.geteuid()):
+            raise VerificationError(
+                f"{path} belongs to user {found.st_uid}, and `down` deletes what it names",
+                hint="it is not one that you made: look at it, and move it away",
+            )
+        if found.st_mode & 0o022:
             raise PreconditionError(
                 f"{path} can be written by others, and `down` deletes what it names",
                 hint=f"look at it, then: chmod 600 {path}",
@@ -141,7 +161,29 @@ def load(folder: Path) -> TestbedRecord | None:
         raise InputError(
             f"{path} is the record of a testbed in {record.folder}", hint="name the state directory it was made with"
         )
+    _check_names(record, path)
     return record
+
+
+def _check_names(record: TestbedRecord, path: Path) -> None:
+    """Raises InputError where the record names anything that `plan` would have named otherwise."""
+    try:
+        check_id(record.id)
+    except InputError as error:
+        raise InputError(f"{path}: {error.what}", hint=error.hint) from None
+    named = [(record.bridge, f"{record.id}br")]
+    for i, node in enumerate(record.nodes):
+        home = record.folder / "nodes" / f"node-{i}"
+        named += [
+            (node.testbed, record.id), (node.name, f"node-{i}"), (node.netns, f"{record.id}-node-{i}"),
+            (node.bridge, record.bridge), (str(node.folder), str(home)), (str(node.images), str(home / "images")),
+        ]  # fmt: skip
+    for written, right in named:
+        if written != right:
+            raise InputError(
+                f"{path} names {written!r} where testbed {record.id} has {right!r}",
+                hint="it was changed: look at it, and move it away",
+            )
 
 
 def started_ticks(pid: int) -> int | None:
@@ -169,13 +211,28 @@ def identify(pid: int, what: str) -> OwnProcess:
 
 @contextlib.contextmanager
 def _locked(register: Path) -> Iterator[None]:
-    register.mkdir(mode=0o700, exist_ok=True)
-    descriptor = os.open(register / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    lock = register / "lock"
+    while True:
+        register.mkdir(mode=0o700, exist_ok=True)
+        try:
+            descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        except FileNotFoundError:  # the last testbed took the register away in this moment
+            continue
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            # Whoever held it may have removed the file: then others lock a new one, and this lock holds nobody off.
+            if _is_open_as(descriptor, lock):
+                yield
+                return
+        finally:
+            os.close(descriptor)
+
+
+def _is_open_as(descriptor: int, path: Path) -> bool:
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 @value
@@ -193,12 +250,13 @@ def join(testbed: str, folder: Path, *, register: Path = REGISTER, privsep: Path
         PreconditionError: a setting cannot be changed.
     """
     with _locked(register):
+        # First of all: whoever is killed from here on has a testbed that `down` finds, and settings that it puts back.
+        write_whole(register / f"{testbed}.testbed", os.fsencode(folder))
         if not (register / "before.json").exists():
             paths = [*PIPES, CONNECTIONS] if CONNECTIONS.exists() else list(PIPES)
             settings = tuple((str(path), path.read_text(encoding="ascii").strip()) for path in paths)
             before = Before(settings=settings, made_privsep=not privsep.exists())
             write_whole(register / "before.json", encode(before))
-        write_whole(register / f"{testbed}.testbed", str(folder).encode())
         privsep.mkdir(mode=0o755, exist_ok=True)
         if CONNECTIONS.exists() and int(CONNECTIONS.read_text(encoding="ascii")) > _CONNECTIONS_AT_MOST:
             with contextlib.suppress(OSError):  # only faster
@@ -219,10 +277,10 @@ def leave(testbed: str, *, register: Path = REGISTER, privsep: Path = PRIVSEP) -
         return
     with _locked(register):
         (register / f"{testbed}.testbed").unlink(missing_ok=True)
-        for member in register.glob("*.testbed"):
+        for name, member in members(register):
             # Its folder is gone without a `down`: nothing is left that needs the settings.
-            if not Path(member.read_text(encoding="utf-8")).exists():
-                member.unlink()
+            if not member.exists():
+                (register / f"{name}.testbed").unlink(missing_ok=True)
         if any(register.glob("*.testbed")):
             return
         saved = register / "before.json"
@@ -237,8 +295,8 @@ def leave(testbed: str, *, register: Path = REGISTER, privsep: Path = PRIVSEP) -
                     privsep.rmdir()
             saved.unlink()
         (register / "lock").unlink()
-    with contextlib.suppress(OSError):  # another `up` took the register over in this moment
-        register.rmdir()
+        with contextlib.suppress(OSError):  # another `up` took the register over in this moment
+            register.rmdir()
 
 
 def _put_back(path: Path, old: str) -> None:
@@ -249,7 +307,8 @@ def _put_back(path: Path, old: str) -> None:
 
 def members(register: Path = REGISTER) -> tuple[tuple[str, Path], ...]:
     """All testbeds of the machine that were not taken down: id and folder."""
-    return tuple(
-        (entry.name.removesuffix(".testbed"), Path(entry.read_text(encoding="utf-8")))
-        for entry in sorted(register.glob("*.testbed"))
-    )
+    found = []
+    for entry in sorted(register.glob("*.testbed")):
+        with contextlib.suppress(FileNotFoundError):  # it was taken down in this moment
+            found.append((entry.name.removesuffix(".testbed"), Path(os.fsdecode(entry.read_bytes()))))
+    return tuple(found)

@@ -6,7 +6,8 @@ were recorded (process number and start time). Links, namespaces and cgroups car
 folders lie below the testbed's folder.
 
 Rules kept: nothing is deleted below a folder in which anything is still mounted. The caller's own process and its
-ancestors are never ended, whatever they carry. Frozen cgroups are thawed first, since a frozen process does not die.
+ancestors are never ended, whatever they carry. What is no id of a testbed is refused
+(InputError), never looked for. Frozen cgroups are thawed first, since a frozen process does not die.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from pathlib import Path
 from natwork_ray.adapters.machine import Machine
 from natwork_ray.adapters.testbed_network import NETNS
 from natwork_ray.adapters.testbed_sshd import MARKER
-from natwork_ray.adapters.testbed_state import OwnProcess, started_ticks
+from natwork_ray.adapters.testbed_state import OwnProcess, check_id, started_ticks
 from natwork_ray.domain.values import value
 from natwork_ray.errors import ActionError
 
@@ -45,6 +46,7 @@ class Trace:
 
 def cgroups(testbed: str) -> tuple[Path, ...]:
     """The testbed's cgroup folders, one per hierarchy, with all below them, deepest first."""
+    check_id(testbed)
     roots = [CGROUPS / testbed, *(entry / testbed for entry in CGROUPS.iterdir() if entry.is_dir())]
     found = [
         folder for root in roots if root.is_dir() for folder in (root, *(p for p in root.rglob("*") if p.is_dir()))
@@ -54,6 +56,7 @@ def cgroups(testbed: str) -> tuple[Path, ...]:
 
 def namespaces(testbed: str) -> tuple[str, ...]:
     """Names of its network namespaces."""
+    check_id(testbed)
     if not NETNS.is_dir():
         return ()
     return tuple(sorted(entry.name for entry in NETNS.iterdir() if entry.name.startswith(f"{testbed}-")))
@@ -61,6 +64,7 @@ def namespaces(testbed: str) -> tuple[str, ...]:
 
 def links(testbed: str) -> tuple[str, ...]:
     """Names of its links in the root namespace."""
+    check_id(testbed)
     return tuple(sorted(entry.name for entry in LINKS.iterdir() if entry.name.startswith(testbed)))
 
 
@@ -78,6 +82,7 @@ def mounts(folder: Path) -> tuple[Path, ...]:
 
 def processes(testbed: str, recorded: Iterable[OwnProcess] = ()) -> tuple[OwnProcess, ...]:
     """Its living processes, without the caller and its ancestors."""
+    check_id(testbed)
     spared = _ancestors()
     inodes = set()
     for name in namespaces(testbed):
@@ -116,8 +121,10 @@ def remove(machine: Machine, testbed: str, folder: Path, recorded: Iterable[OwnP
     """Take away all of it, whatever is there.
 
     Raises:
+        InputError: that is no id of a testbed; nothing was touched.
         ActionError: something would not go; all else is gone.
     """
+    check_id(testbed)
     end_processes(testbed, tuple(recorded))
     troubles = []
     umount, ip = machine.which("umount"), machine.which("ip")
@@ -159,8 +166,10 @@ def end_processes(testbed: str, recorded: tuple[OwnProcess, ...] = ()) -> None:
     """Kill all of the testbed's processes and wait until they are gone.
 
     Raises:
+        InputError: that is no id of a testbed.
         ActionError: one does not die.
     """
+    check_id(testbed)
     deadline = time.monotonic() + _END_S
     while True:
         _thaw(testbed)

@@ -275,7 +275,8 @@ class TestbedWorld(MigrationOnly):
         return await running(self._ports)
 
     async def outlook(self, container: str, *, source: str, target: str, weight: float | None) -> MigrationOutlook:
-        """See `LimiAgents`."""
+        """See `LimiAgents`; StoreError also where the target's notes about the container are damaged."""
+        self.agent(target).check_journal(container)
         return await self.agent(source).outlook(container, target, weight=weight)
 
     async def progress(self, key: str, *, source: str) -> MigrationProgress | None:

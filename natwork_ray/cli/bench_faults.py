@@ -15,7 +15,9 @@ After each the world is looked at, not the record alone: the container runs on e
 it answers a new client, and nothing is left (images, processes, namespaces, open journals, bundles elsewhere). A client
 with a numbered session watches. The container counts every request that it answers, in memory: asked before and after,
 the count tells whether memory was `kept`, `set back` (the same instance, but it has forgotten answers that it gave past
-the point of no return of post-copy) or `lost` (another instance). The last two are no failure if the record says so.
+the point of no return of post-copy) or `lost` (another instance, from scratch). The last two fail the campaign,
+unless the migration was past the point of no return and its record says so: there the method documents the loss. A shot
+that hit nothing is repeated with the next migration and listed as missed: as many faults are reported as asked for.
 
 Left out: loss of power (what is not synchronised is lost there, too), and two faults at once.
 """
@@ -51,7 +53,7 @@ from natwork_ray.adapters.workload import ECHO_PORT, Load, workload_spec
 from natwork_ray.cli.bench_migration import state_folder
 from natwork_ray.cli.fault_plan import KEPT, LOST, SET_BACK, Fault, Struck, document, draw
 from natwork_ray.cli.node_process import TOKEN, NodeCalls, Standing, calls_of
-from natwork_ray.domain.migrations import MigrationProgress, MigrationRecord, MigrationState
+from natwork_ray.domain.migrations import MigrationProgress, MigrationRecord
 from natwork_ray.domain.runtime import ContainerState
 from natwork_ray.domain.values import Backend, decode, encode
 from natwork_ray.errors import ActionError, NatworkError, TimedOutError
@@ -318,7 +320,7 @@ class Campaign:
             served=await self._served(),
             session_kept=not report.error and report.lost == 0,
             memory=_memory(before, await self._count(), report),
-            confessed=record is not None and _confessed(record),
+            confessed=record is not None and confessed(record),
             recovery_s=settled_s - self._strikes[0] if self._strikes else 0.0,
             gap_s=report.longest_gap_s,
             leftovers=left,
@@ -392,8 +394,9 @@ def _memory(before: tuple[int, str], after: tuple[int, str], report: ProbeReport
     return KEPT if after[0] - before[0] > report.answered else SET_BACK
 
 
-def _confessed(record: MigrationRecord) -> bool:
-    return record.state is MigrationState.RESTARTED or (record.point_of_no_return_s is not None and bool(record.error))
+def confessed(record: MigrationRecord) -> bool:
+    """Whether a record tells of a loss past the point of no return, where the methods document one."""
+    return record.point_of_no_return_s is not None and bool(record.error)
 
 
 def programs_of(layout: NodeLayout) -> tuple[OwnProcess, ...]:

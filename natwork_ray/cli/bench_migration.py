@@ -14,7 +14,6 @@ import os
 import platform
 import random
 import re
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from enum import StrEnum
@@ -72,17 +71,13 @@ def size_bytes(text: str) -> float:
 
 @contextlib.contextmanager
 def state_folder() -> Iterator[Path]:
-    """An empty folder for a testbed, with a name that is short enough for SSH's sockets.
-
-    Taken away only when it is empty again: what `down` could not remove may hold mounts, and whoever deletes through
-    them deletes the machine's own files.
+    """An empty folder for a testbed of this process. Those of killed benchmarks and collections are taken down first
+    (natwork_ray.adapters.testbed_orphans).
     """
-    folder = Path(tempfile.mkdtemp(prefix="natwork-"))
-    try:
+    from natwork_ray.adapters.testbed_orphans import ephemeral
+
+    with ephemeral("natwork-") as folder:
         yield folder
-    finally:
-        with contextlib.suppress(OSError):
-            folder.rmdir()
 
 
 def emulated(

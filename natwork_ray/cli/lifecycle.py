@@ -175,6 +175,8 @@ def status(
         for key in keys:
             talk.print(f"{key:18} {printable(str(state.get(key)))}")
     write_rows(rows, ("name", "node", "replicas", "cpu_limit_cores", "quota_left_s"), output, title="containers")
+    if not trouble and state.get("backend") == Backend.REAL.value and not state.get("turns"):
+        talk.print(f"ready: orders are taken; profiles are being learnt {_learning(state_dir)}", soft_wrap=True)
     if trouble:
         talk.print(f"the loop stands still: {printable(str(trouble))}", style="red", soft_wrap=True)
         raise typer.Exit(ExitCode.FAILED)
@@ -195,12 +197,25 @@ def _state(state_dir: Path, wait: float) -> dict[str, Any]:
                 raise
             why, hint = error.what, error.hint
         else:
-            if not wait or (state.get("turns") and not state.get("trouble")):
+            # A real world's loop takes orders from the moment it has charge; turns begin when profiles were learnt.
+            ready = state.get("turns") or state.get("backend") == Backend.REAL.value
+            if not wait or (ready and not state.get("trouble")):
                 return state
             why, hint = state.get("trouble") or "no turn yet", "the logs of Ray's session tell more"
         if time.monotonic() >= deadline:
             raise TimedOutError(f"not ready after {wait:.0f} s: {why}", hint=hint)
         time.sleep(0.5)
+
+
+def _learning(state_dir: Path) -> str:
+    """Until when profiles are learnt: the commissioning time, counted from the start of the system."""
+    from agents import cluster
+
+    length_s, record = Doors(state_dir).config.loop.commissioning_s, cluster.running(state_dir)
+    if record is None:
+        return f"for {length_s:.0f} s from the start"
+    until = time.strftime("%H:%M:%S", time.localtime(record.created_s + length_s))
+    return f"for {length_s:.0f} s from the start, until about {until}"
 
 
 def _containers(state: dict[str, Any]) -> list[dict[str, Any]]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import tempfile
 import uuid
 from collections.abc import Sequence
+from contextlib import ExitStack
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -17,20 +18,29 @@ import typer
 
 from natwork_ray.backends import build_world
 from natwork_ray.cli.doors import Doors
-from natwork_ray.cli.migrating import InProcess, MigrationShell, ThroughDoors, Wish, over
-from natwork_ray.cli.migration_view import PhaseBars, consideration_lines, gantt, told
+from natwork_ray.cli.migrating import (
+    InProcess,
+    MigrationShell,
+    ThroughDoors,
+    Wish,
+    held_by,
+    left_open,
+    over,
+    under_way,
+)
+from natwork_ray.cli.migration_view import LEFT_OPEN, PhaseBars, consideration_lines, gantt, told
 from natwork_ray.cli.operate import user_name
 from natwork_ray.cli.output import Format, FormatOption, JsonOption, chosen, printable, talk, write_json, write_rows
 from natwork_ray.cli.replayed import replayed_loop
 from natwork_ray.cli.schedule_view import service_document, service_lines
 from natwork_ray.cli.settings import settle
 from natwork_ray.config import Config
-from natwork_ray.control.desk import Migration, MoveWish, ServiceWish, migrations_in
+from natwork_ray.control.desk import Migration, MoveWish, ServiceWish, check_key, check_wish, migrations_in
 from natwork_ray.domain.decisions import DecisionStatus
 from natwork_ray.domain.migrations import MigrationState
 from natwork_ray.domain.phases import MigrationMethod, OnFailure
 from natwork_ray.domain.values import plain
-from natwork_ray.errors import ExitCode, NatworkError, NotFoundError, PreconditionError, UsageError
+from natwork_ray.errors import ConflictError, ExitCode, NatworkError, NotFoundError, PreconditionError, UsageError
 
 EXAMPLES = """Examples:
 
@@ -136,9 +146,12 @@ def migrate_service(
 
 
 def _do(wish: Wish, *, dry_run: bool, wait: float, backend: Where | None, key: str | None, as_json: bool) -> None:
+    if key is not None:
+        check_key(key)
+    check_wish(wish)
     config = settle(backend=backend.value if backend else None)
-    with tempfile.TemporaryDirectory(prefix="natwork-") as temporary:
-        shell = _shell(config, asked=backend, temporary=Path(temporary))
+    with ExitStack() as temporary:
+        shell = _shell(config, asked=backend, temporary=temporary)
         if dry_run:
             considered = shell.consider(wish)
             if as_json:
@@ -154,7 +167,7 @@ def _do(wish: Wish, *, dry_run: bool, wait: float, backend: Where | None, key: s
     _report(found, single=isinstance(wish, MoveWish), as_json=as_json)
 
 
-def _shell(config: Config, *, asked: Where | None, temporary: Path) -> MigrationShell:
+def _shell(config: Config, *, asked: Where | None, temporary: ExitStack) -> MigrationShell:
     """The running system where there is one; else this process, if there is a world that it can reach.
 
     Raises:
@@ -175,7 +188,8 @@ def _shell(config: Config, *, asked: Where | None, temporary: Path) -> Migration
         return InProcess(config, config.state_dir, build_world)
     if asked is Where.EMULATED:
         talk.print(f"One emulated world ({config.emulation.scenario}) for this command; nothing of it is kept.")
-        return InProcess(config, temporary / "state", build_world)
+        folder = Path(temporary.enter_context(tempfile.TemporaryDirectory(prefix="natwork-")))
+        return InProcess(config, folder / "state", build_world)
     raise PreconditionError(
         f"nothing is running in {config.state_dir}, and an emulated world lives in the running system",
         hint="start it with `natwork up`; or --backend emulated for a world of this one command; "
@@ -214,9 +228,13 @@ def list_migrations(
     as_json: JsonOption = False,
 ) -> None:
     """Live migrations, oldest first, read from the journal: while the loop runs, and afterwards."""
-    found = migrations_in(replayed_loop(settle().state_dir))
-    rows = [told(m) for m in found if container in (None, m.instruction.container)]
+    state_dir = settle().state_dir
+    found = migrations_in(replayed_loop(state_dir))
+    left = {m.instruction.key for m in left_open(state_dir)}
+    rows = [told(m, left_open=m.instruction.key in left) for m in found if container in (None, m.instruction.container)]
     write_rows(rows, _COLUMNS, chosen(output, as_json), title="migrations")
+    if any(row["key"] in left for row in rows):
+        talk.print(LEFT_OPEN, soft_wrap=True)
 
 
 @app.command("show")
@@ -229,13 +247,41 @@ def show(
     found = next((m for m in migrations_in(replayed_loop(state_dir)) if m.instruction.key == key), None)
     if found is None:
         raise NotFoundError(f"there is no migration {key!r}", hint="`natwork migration list` lists them")
-    if not over(found):
+    left = any(m.instruction.key == key for m in left_open(state_dir))
+    if not left and not over(found):
         found = _as_it_runs(state_dir, found)
     if as_json:
-        write_json(told(found))
+        write_json(told(found, left_open=left))
     else:
-        for line in gantt(found):
+        for line in gantt(found, left_open=left):
             typer.echo(printable(line))
+
+
+@app.command("recover")
+def recover(as_json: JsonOption = False) -> None:
+    """Bring to an end what a killed `natwork migrate` left open on the testbed; gives no new order."""
+    from agents import cluster
+
+    config = settle(backend=Where.TESTBED.value)
+    if cluster.running(config.state_dir) is not None:
+        raise ConflictError(
+            "the system runs, and its agents bring what was left open to its end themselves",
+            hint="`natwork migration list` shows how far they are",
+        )
+    left = left_open(config.state_dir)
+    if not left and (pid := held_by(config.state_dir)) is not None:
+        raise under_way(pid, config.state_dir)
+    found = InProcess(config, config.state_dir, build_world).recover(left) if left else ()
+    if as_json:
+        write_json({"migrations": [told(m, left_open=m.outcome is None) for m in found]})
+    else:
+        for migration in found:
+            for line in gantt(migration, left_open=migration.outcome is None):
+                typer.echo(printable(line))
+        if not found:
+            talk.print("nothing was left open")
+    if any(m.outcome is None for m in found):
+        raise typer.Exit(ExitCode.FAILED)
 
 
 def _as_it_runs(state_dir: Path, found: Migration) -> Migration:

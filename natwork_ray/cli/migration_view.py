@@ -16,6 +16,7 @@ from natwork_ray.domain.migrations import MigrationForecast, MigrationOutlook, M
 from natwork_ray.domain.phases import Phase
 from natwork_ray.domain.values import plain
 
+LEFT_OPEN = "left open, nobody carries it on: `natwork migration recover`"
 _WIDTH = 40
 _PENDING = {
     DecisionStatus.RECOMMENDED: "recommended",
@@ -36,8 +37,11 @@ def state_of(migration: Migration) -> str:
     return (MigrationState.MIGRATED if outcome.done else MigrationState.REFUSED).value
 
 
-def told(migration: Migration) -> dict[str, Any]:
-    """The migration as one flat JSON object, with its whole record where there is one."""
+def told(migration: Migration, *, left_open: bool = False) -> dict[str, Any]:
+    """The migration as one flat JSON object, with its whole record where there is one.
+
+    `left_open`: whoever drove it is dead, and nobody carries it on.
+    """
     i, outcome = migration.instruction, migration.outcome
     record = outcome.record if outcome else None
     method = record.method if record else i.method
@@ -50,7 +54,7 @@ def told(migration: Migration) -> dict[str, Any]:
         "target": i.target,
         "method": method.value if method else None,
         "backend": outcome.backend.value if outcome else None,
-        "state": state_of(migration),
+        "state": "left_open" if left_open else state_of(migration),
         "total_s": (record.total_s if record else outcome.finished_at_s - outcome.started_at_s) if outcome else None,
         "downtime_s": outcome.downtime_s if outcome else None,
         "error": outcome.error if outcome else "",
@@ -60,12 +64,14 @@ def told(migration: Migration) -> dict[str, Any]:
     }
 
 
-def gantt(migration: Migration) -> list[str]:
+def gantt(migration: Migration, *, left_open: bool = False) -> list[str]:
     """The migration in lines: what became of it, then a bar for each phase on one scale of time."""
-    document, outcome = told(migration), migration.outcome
+    document, outcome = told(migration, left_open=left_open), migration.outcome
     i = migration.instruction
     lines = [f"{i.key}  {i.container}: {i.source} -> {i.target} by {document['method'] or 'auto'}, {document['state']}"]
     if outcome is None:
+        if left_open:
+            lines.append(f"  {LEFT_OPEN}")
         if migration.progress:
             now = migration.progress
             lines.append(f"  {', '.join(now.under_way) or 'between two phases'}, after {now.elapsed_s:.2f} s")

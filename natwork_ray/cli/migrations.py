@@ -53,7 +53,9 @@ def collect(
         bool, typer.Option("--dry-run", help="Say what would be collected, and collect nothing.")
     ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace the file when it is there.")] = False,
-    restart: Annotated[bool, typer.Option("--restart", help="Throw away what was kept of one that was cut off.")] = False,
+    restart: Annotated[
+        bool, typer.Option("--restart", help="Throw away what was kept of one that was cut off.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Collect migrations: each load class, moved by each method, so many times. What was cut off goes on."""

@@ -6,15 +6,22 @@ What drives containers is imported by the commands that need it: every other com
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import re
+import signal
 import time
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from natwork_ray.adapters import testbed as testbeds
+from natwork_ray.adapters import testbed_orphans
 from natwork_ray.adapters.prober import probe as probe_once
+from natwork_ray.adapters.testbed_orphans import Owner, Standing
 from natwork_ray.adapters.testbed_requirements import require, toolchain
 from natwork_ray.adapters.testbed_state import TestbedRecord
 from natwork_ray.adapters.traffic import Traffic
@@ -23,7 +30,7 @@ from natwork_ray.cli.output import Format, FormatOption, JsonOption, chosen, pri
 from natwork_ray.cli.settings import settle
 from natwork_ray.domain.migrations import LoadClass, LoadLevel
 from natwork_ray.domain.values import plain
-from natwork_ray.errors import ExitCode, UsageError
+from natwork_ray.errors import ConflictError, ExitCode, NotFoundError, UsageError
 
 if TYPE_CHECKING:
     from natwork_ray.adapters.testbed_containers import Placed
@@ -41,6 +48,9 @@ _SIZE = re.compile(r"(\d{1,12}(?:\.\d{1,6})?)\s*(B|KiB|MiB|GiB|kB|MB|GB)?")
 _SIZES = {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "kB": 10**3, "MB": 10**6, "GB": 10**9}
 _RATE = re.compile(r"(\d{1,12}(?:\.\d{1,6})?)\s*(Mbit|Gbit)")
 _RATES = {"Mbit": 125_000, "Gbit": 125_000_000}
+
+# A workload fills its memory before it answers; a slow machine writes at least so much per second.
+_SERVE_S, _FILL_BYTES_PER_S = 20.0, 50e6
 
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and change nothing.")]
 
@@ -66,7 +76,10 @@ def rate_of(text: str) -> float:
     match = _RATE.fullmatch(text.strip())
     if match is None:
         raise UsageError(f"--bandwidth {text}: no rate", hint="such as 100Mbit or 1Gbit")
-    return float(match[1]) * _RATES[match[2]]
+    rate = float(match[1]) * _RATES[match[2]]
+    if not rate:
+        raise UsageError("--bandwidth 0: nothing would move", hint="leave it out for no limit")
+    return rate
 
 
 def levels_of(text: str) -> LoadClass:
@@ -101,12 +114,15 @@ def up(
 ) -> None:
     """Make a testbed: nodes as network namespaces on one bridge, each with an sshd of its own."""
     config, rng = settle(), random.SystemRandom()
+    images_bytes = 0 if images is None else size_of(images, "--images")
+    if images is not None and not images_bytes:
+        raise UsageError(f"--images {images}: no room for a checkpoint", hint="leave it out for the default")
     tools = toolchain() if dry_run else require()
     record = testbeds.plan(
         config.state_dir,
         nodes=nodes,
-        bandwidth_bytes_per_s=rate_of(bandwidth) if bandwidth else 0.0,
-        images_bytes=size_of(images, "--images") if images else 0,
+        bandwidth_bytes_per_s=0.0 if bandwidth is None else rate_of(bandwidth),
+        images_bytes=images_bytes,
         tools=tools,
         rng=rng,
         now_s=time.time(),
@@ -122,11 +138,19 @@ def up(
 
 @app.command()
 def status(output: FormatOption = Format.TABLE, as_json: JsonOption = False) -> None:
-    """Whether every node is whole. Exit 3 when one is not."""
-    standing = testbeds.status(settle().state_dir)
+    """Whether every node is whole, and what other testbeds are on the machine. Exit 3 when a node is not."""
+    state_dir = settle().state_dir
+    own = testbeds.testbed_folder(state_dir)
+    others = [one for one in testbed_orphans.standing() if one.folder != own]
+    try:
+        standing = testbeds.status(state_dir)
+    except NotFoundError:
+        _tell(others)
+        raise
     if chosen(output, as_json) is Format.JSON:
-        write_json({"healthy": standing.healthy, **plain(standing)})
+        write_json({"healthy": standing.healthy, **plain(standing), "others": [plain(one) for one in others]})
     else:
+        _tell(others)
         rows = [plain(node) for node in standing.nodes]
         columns = ("name", "address", "namespace", "sshd", "images_used_bytes", "images_bytes", "containers")
         write_rows(rows, columns, output, title="nodes")
@@ -135,10 +159,33 @@ def status(output: FormatOption = Format.TABLE, as_json: JsonOption = False) -> 
         raise typer.Exit(ExitCode.PRECONDITION)
 
 
+def _tell(others: list[Standing]) -> None:
+    for one in others:
+        state_dir = one.folder.parent
+        made_by, command = {
+            Owner.NONE: ("", f"natwork --set state_dir={state_dir} testbed down"),
+            Owner.ALIVE: (", its owner is alive", "it ends with its owner"),
+            Owner.DEAD: (", its owner is dead", "natwork testbed down --orphans"),
+        }[one.owner]
+        talk.print(printable(f"another testbed: {one.id} in {state_dir}{made_by} ({command})"), soft_wrap=True)
+
+
 @app.command()
-def down(dry_run: DryRunOption = False, as_json: JsonOption = False) -> None:
+def down(
+    orphans: Annotated[
+        bool, typer.Option("--orphans", help="Instead, those of benchmarks and collections that were killed.")
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Also while the system runs on it.")] = False,
+    dry_run: DryRunOption = False,
+    as_json: JsonOption = False,
+) -> None:
     """Remove every trace of the testbed of this state directory, also of a half-made one."""
+    if orphans:
+        _down_orphans(dry_run=dry_run, as_json=as_json)
+        return
     state_dir = settle().state_dir
+    if not dry_run and not force and _in_use(state_dir):
+        raise ConflictError(f"the system of {state_dir} runs on this testbed", hint="`natwork down` first, or --force")
     found = [str(trace) for trace in testbeds.traces_of(state_dir)]
     testbed = None if dry_run else testbeds.down(state_dir)
     if as_json:
@@ -150,16 +197,64 @@ def down(dry_run: DryRunOption = False, as_json: JsonOption = False) -> None:
         talk.print(f"removed testbed {testbed}, {len(found)} traces" if testbed else "there was no testbed")
 
 
+def _down_orphans(*, dry_run: bool, as_json: bool) -> None:
+    if dry_run:
+        ids = tuple(one.id for one in testbed_orphans.standing() if one.owner is Owner.DEAD)
+    else:
+        ids = testbed_orphans.take_down_orphans()
+    if as_json:
+        write_json({"orphans": list(ids), "dry_run": dry_run})
+    else:
+        verb = "would remove" if dry_run else "removed"
+        talk.print(f"{verb} {', '.join(ids)}" if ids else "there was no orphan")
+
+
+def _in_use(state_dir: Path) -> bool:
+    """Whether a system of this state directory runs, and on the testbed, as far as its configuration says."""
+    from agents import cluster
+
+    return cluster.running(state_dir) is not None and _backend_of(state_dir) in ("testbed", None)
+
+
+def _backend_of(state_dir: Path) -> object:
+    try:
+        return tomllib.loads((state_dir / "natwork.toml").read_text(encoding="utf-8")).get("backend")
+    except (OSError, ValueError):
+        return None  # nothing says that it is another
+
+
+@contextlib.contextmanager
+def _cleared_when_ended() -> Iterator[None]:
+    """SIGTERM unwinds as an exception does, so that what is half made is taken away again."""
+
+    def end(number: int, _: object) -> None:
+        signal.signal(number, signal.SIG_IGN)
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 @app.command()
 def containers(output: FormatOption = Format.TABLE, as_json: JsonOption = False) -> None:
     """What runs where."""
     from natwork_ray.adapters import testbed_containers
 
-    record = testbeds.current(settle().state_dir)
+    state_dir = settle().state_dir
+    record = testbeds.current(state_dir)
     placed = asyncio.run(testbed_containers.containers(record, tools=toolchain()))
     rows = [_row(one) for one in placed]
     columns = ("name", "node", "state", "address", "pid", "cpu_limit_cores", "memory_limit_bytes")
     write_rows(rows, columns, chosen(output, as_json), title="containers")
+    from natwork_ray.cli.migrating import left_open
+    from natwork_ray.cli.migration_view import LEFT_OPEN
+
+    for migration in left_open(state_dir):
+        i = migration.instruction
+        talk.print(printable(f"{i.key} of {i.container}: {LEFT_OPEN}"), soft_wrap=True)
 
 
 @app.command(epilog=RUN_EXAMPLES)
@@ -180,7 +275,7 @@ def run(
     dry_run: DryRunOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Start the workload as a container."""
+    """Start the workload as a container, and wait until it answers."""
     from natwork_ray.adapters import testbed_containers
 
     rng, record = random.SystemRandom(), testbeds.current(settle().state_dir)
@@ -198,12 +293,17 @@ def run(
         depends_on=depends_on or (),
     )
     volume_bytes = size_of(volume, "--volume")
+    testbed_containers.require_room(record.node(node), burnt, volume_bytes=volume_bytes)
     if dry_run:
         row: dict[str, Any] = {"name": name, "node": node, "state": "planned", "address": spec.address, "pid": 0}
     else:
-        placed = asyncio.run(
-            testbed_containers.start(record, node, spec, tools=require(), rng=rng, volume_bytes=volume_bytes)
-        )
+        tools, patience_s = require(), _SERVE_S + burnt.memory_bytes / _FILL_BYTES_PER_S
+        with _cleared_when_ended():
+            placed = asyncio.run(
+                testbed_containers.start(
+                    record, node, spec, tools=tools, rng=rng, volume_bytes=volume_bytes, serve_within_s=patience_s
+                )
+            )
         row = _row(placed)
     if as_json:
         write_json(row)

@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import re
 import time
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -27,12 +29,16 @@ from natwork_ray.domain.quota import QuotaAccount
 from natwork_ray.domain.status import LoopStatus
 from natwork_ray.domain.topology import Container
 from natwork_ray.domain.values import Backend, encode, value
-from natwork_ray.errors import ConflictError, NotFoundError, PreconditionError, RefusedError
+from natwork_ray.errors import ConflictError, NotFoundError, PreconditionError, RefusedError, UsageError
 from natwork_ray.limi.schedule import plan
 from natwork_ray.limi.service_members import plan_service
 from natwork_ray.limi.service_plan import MigrationPlan, ScheduleRequest
 
 _LEAST_PATIENCE_S = 5.0
+
+
+MAX_NAME, MAX_PERSON, MAX_NOTE, MAX_KEY = 253, 200, 2000, 200
+_KEY = re.compile(r"[\x21-\x7e]{1,200}")
 
 
 @value
@@ -110,11 +116,13 @@ class MigrationDesk:
         """Give the order; the decision, and whether it was given before.
 
         Raises:
+            UsageError: see `check_wish`.
             NotFoundError: no such container or node.
             ConflictError: the key was used for another wish.
             PreconditionError: real migration, or the method asked for, is not possible there.
             RefusedError: topology, capacity, quota or something under way does not allow it; that is recorded.
         """
+        check_wish(wish)
         known = await self._known(wish, key)
         if known is not None:
             return _granted(known), True
@@ -123,6 +131,7 @@ class MigrationDesk:
 
     async def move_service(self, wish: ServiceWish, *, key: str) -> tuple[Decision, bool]:
         """As `move`, for a service."""
+        check_wish(wish)
         known = await self._known(wish, key)
         if known is not None:
             return _granted(known), True
@@ -131,6 +140,7 @@ class MigrationDesk:
 
     async def consider(self, wish: MoveWish | ServiceWish) -> Consideration:
         """The dry run of a wish: measured and weighed, and nothing is changed or recorded."""
+        check_wish(wish)
         order: OrderEvent
         schedule: Schedule | None = None
         if isinstance(wish, MoveWish):
@@ -263,6 +273,36 @@ class MigrationDesk:
         if self._agents is None or container.node == target or fleet.topology.link(container.node, target) is None:
             return None
         return await self._agents.outlook(container.name, source=container.node, target=target, weight=weight)
+
+
+def check_key(key: str) -> None:
+    """What a person may give as an idempotency key: 1 to 200 visible ASCII characters, as in HTTP's header.
+
+    Raises:
+        UsageError: anything else.
+    """
+    if not _KEY.fullmatch(key):
+        raise UsageError(
+            f"the idempotency key has {len(key)} characters, or other than visible ASCII",
+            hint=f"1 to {MAX_KEY} letters, digits and signs, without spaces",
+        )
+
+
+def check_wish(wish: MoveWish | ServiceWish) -> None:
+    """Bounds of what goes into the audit log, whichever door it came through.
+
+    Raises:
+        UsageError: a text is too long, empty where it must not be, or holds control characters.
+    """
+    subject = wish.container if isinstance(wish, MoveWish) else wish.service
+    texts = [("name", subject, 1, MAX_NAME), ("by", wish.by, 1, MAX_PERSON), ("note", wish.note, 0, MAX_NOTE)]
+    if wish.target is not None:
+        texts.append(("target", wish.target, 1, MAX_NAME))
+    for what, text, least, most in texts:
+        if not least <= len(text) <= most:
+            raise UsageError(f"{what} has {len(text)} characters", hint=f"{least} to {most} are taken")
+        if any(unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") for c in text):
+            raise UsageError(f"{what} holds control characters or broken text", hint="give it in printable characters")
 
 
 def migrations_in(loop: ControlLoop) -> list[Migration]:

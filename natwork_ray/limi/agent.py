@@ -16,6 +16,7 @@ Left out: whether the target has room for the container's limits; the control lo
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from typing import Protocol
@@ -32,14 +33,17 @@ from natwork_ray.domain.migrations import (
 from natwork_ray.domain.phases import Gate, MigrationMethod
 from natwork_ray.domain.runtime import RuntimeAbilities
 from natwork_ray.domain.values import Backend, decode
-from natwork_ray.errors import ActionError, ConflictError, PreconditionError
+from natwork_ray.errors import ActionError, ConflictError, PreconditionError, StoreError
 from natwork_ray.limi.choosing import MethodChoice, MethodChooser, outlook
 from natwork_ray.limi.driver import drive, recover, unfinished
 from natwork_ray.limi.holding import Holding, HoldLimits, HoldNews
 from natwork_ray.limi.node import LimiNode
+from natwork_ray.limi.register import SUFFIX
 from natwork_ray.limi.retries import Timeouts
 from natwork_ray.limi.service_plan import Milestone
 from natwork_ray.limi.steps import MigrationStarted, Step, StepReport
+
+logger = logging.getLogger(__name__)
 
 
 class Peer(Protocol):
@@ -109,8 +113,17 @@ class MigrationAgent:
         return await self.node.runtime.abilities()
 
     async def recover(self) -> tuple[MigrationRecord, ...]:
-        """Bring every migration that was cut off by this agent's death to its end, forward or back."""
-        tasks = [self._resumed(start) for start in unfinished(self.node.journal)]
+        """Bring every migration that was cut off by this agent's death to its end, forward or back.
+
+        A damaged journal holds up its own node only: nothing is recovered here, every migration that leaves from here
+        is refused with what is damaged until it is mended, and the other nodes go on.
+        """
+        try:
+            left = unfinished(self.node.journal)
+        except StoreError as error:
+            logger.warning("nothing can be recovered on %s: %s", self.node.name, error)
+            return ()
+        tasks = [self._resumed(start) for start in left]
         return tuple(await asyncio.gather(*(asyncio.shield(t) for t in tasks)))
 
     async def migrate(self, instruction: Migrate) -> ActionOutcome:
@@ -158,7 +171,10 @@ class MigrationAgent:
         Raises:
             NotFoundError, ActionError: the container does not run here.
             TimedOutError: the target's agent does not answer.
+            StoreError: the journal of this node is damaged, so that nothing may leave from here.
         """
+        self.check_journal(container)
+        unfinished(self.node.journal)
         share = self._settings.weight if weight is None else weight
         methods, impossible = await self._methods(target)
         load = await self._load(container, target)
@@ -173,6 +189,14 @@ class MigrationAgent:
             weight=share,
             impossible=impossible,
         )
+
+    def check_journal(self, container: str) -> None:
+        """See that what this node noted about a container can be read.
+
+        Raises:
+            StoreError: it cannot.
+        """
+        self.node.journal.read(container + SUFFIX)
 
     async def _record(self, instruction: Migrate) -> MigrationRecord:
         key = instruction.key

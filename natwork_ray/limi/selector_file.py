@@ -89,9 +89,7 @@ def read_selector(path: Path = PACKAGED_SELECTOR) -> tuple[MethodSelector, str]:
         with path.open("rb") as stream:
             data = stream.read(MAX_SELECTOR_BYTES + 1)
     except OSError as error:
-        raise PreconditionError(
-            f"cannot read the selector {path}: {error}", hint=_ANEW
-        ) from error
+        raise PreconditionError(f"cannot read the selector {path}: {error}", hint=_ANEW) from error
     try:
         return loads(data), digest(data)
     except InputError as error:

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import fcntl
 import gzip
 import io
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 
@@ -119,8 +122,79 @@ def test_a_part_file_that_was_written_to_is_refused(tmp_path: Path) -> None:
     collect(out, PLAN.keys()[:1]).__exit__(None, None, None)
     with part_of(out).open("a", encoding="utf-8") as part:
         part.write("emulated,1\n")
-    with pytest.raises(InputError, match="line 4"):
+    with pytest.raises(InputError, match=r"\.data\.csv\.part is damaged: line 4.*--restart"):
         CollectionFile.open(out, PLAN)
+    with CollectionFile.open(out, PLAN, restart=True) as anew:
+        assert anew.done == 0
+    with CollectionFile.open(out, PLAN) as again:
+        assert again.done == 0
+
+
+def test_a_run_with_a_row_missing_before_others_is_damage(tmp_path: Path) -> None:
+    out = tmp_path / "data.csv"
+    collect(out, PLAN.keys()[:2]).__exit__(None, None, None)
+    lines = part_of(out).read_bytes().splitlines(keepends=True)
+    part_of(out).write_bytes(b"".join([lines[0], *lines[2:]]))
+    with pytest.raises(InputError, match=r"damaged: run .* has 1 of 2 rows"):
+        CollectionFile.open(out, PLAN)
+
+
+def test_a_part_file_is_read_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "data.csv"
+    collect(out, PLAN.keys()[:1]).__exit__(None, None, None)
+    monkeypatch.setattr(migration_data, "MAX_BYTES", 100)
+    with pytest.raises(InputError, match=r"\.data\.csv\.part has more than"):
+        CollectionFile.open(out, PLAN)
+
+
+def test_going_on_never_writes_again_what_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "data.csv"
+    collect(out, PLAN.keys()[:2]).__exit__(None, None, None)
+    kept = part_of(out).read_bytes()
+    part_of(out).write_bytes(kept + b"torn")
+
+    def killed(_descriptor: int) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", killed)
+        with pytest.raises(KeyboardInterrupt):
+            CollectionFile.open(out, PLAN)
+    assert part_of(out).read_bytes() == kept
+    with CollectionFile.open(out, PLAN) as again:
+        assert again.done == 4
+
+
+def test_two_collections_into_one_file_are_kept_apart(tmp_path: Path) -> None:
+    out = tmp_path / "data.csv"
+    with collect(out, PLAN.keys()) as first:
+        kept = part_of(out).read_bytes()
+        for restart in (False, True):
+            with pytest.raises(ConflictError, match=r"\.data\.csv\.part is in use"):
+                CollectionFile.open(out, PLAN, restart=restart)
+        assert part_of(out).read_bytes() == kept
+        first.finish()
+    with CollectionFile.open(out, PLAN) as next_one:
+        assert next_one.done == 0
+
+
+def test_a_lock_on_a_file_that_its_holder_deleted_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "data.csv"
+    first = collect(out, PLAN.keys())
+    flock = fcntl.flock
+
+    def late(part: BinaryIO, operation: int) -> None:
+        if not out.exists():
+            first.finish()
+        flock(part, operation)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    with CollectionFile.open(out, PLAN) as second:
+        assert second.done == 0
+        second.append(run(PLAN.keys()[0]))
+    assert len(read_dataset(out)) == 8
+    with CollectionFile.open(out, PLAN) as again:
+        assert again.done == 2
 
 
 def test_equal_rows_give_equal_bytes() -> None:

@@ -231,6 +231,10 @@ def test_a_crash_between_record_and_forgetting_is_finished_at_the_next_start(
     again = FileMigrationJournal(folder)
     assert again.open_keys() == ()
     assert again.records() == (event(2),)
+    assert list((folder / "records").glob("*.draft")), "who only reads changes nothing"
+    again.append("other", event(3))
+    assert again.open_keys() == ("other",)
+    assert not (folder / "open" / "m.jsonl").exists()
     assert not list((folder / "records").glob("*.draft"))
 
 
@@ -249,8 +253,9 @@ def _full_disk(monkeypatch: pytest.MonkeyPatch, folder: Path, *, while_reserved:
 def test_the_reserve_lets_a_migration_end_on_a_full_disk(
     folder: Path, journal: FileMigrationJournal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert (folder / "reserve").stat().st_size == RESERVE_BYTES
+    assert not (folder / "reserve").exists(), "made by the first write"
     journal.append("m", event(1))
+    assert (folder / "reserve").stat().st_size == RESERVE_BYTES
     with monkeypatch.context() as patch:
         _full_disk(patch, folder, while_reserved=True)
         journal.append("m", event(2))

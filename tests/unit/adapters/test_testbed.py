@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
+import fcntl
 import ipaddress
 import os
 import random
+import re
 import signal
 import subprocess
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -38,7 +42,9 @@ from natwork_ray.errors import (
     PreconditionError,
     RefusedError,
     StoreError,
+    TimedOutError,
     UsageError,
+    VerificationError,
 )
 
 TOOLS = Toolchain(
@@ -187,6 +193,7 @@ def test_refusals_before_anything_is_made(programs: Programs, tmp_path: Path) ->
         ({"nodes": 17}, "nodes = 17"),
         ({"bandwidth_bytes_per_s": 1.0}, "bandwidth = 1"),
         ({"images_bytes": 5}, "images = 5"),
+        ({"images_bytes": 2**60}, "is more than the"),
     ):
         with pytest.raises(UsageError, match=words):
             _plan(programs, state, **options)
@@ -344,6 +351,50 @@ def test_a_record_that_others_can_write_is_not_believed(programs: Programs, tmp_
         record.node("node-9")
 
 
+@pytest.mark.parametrize("name", ["", "zzrev", "nw", "nw123", "nw1234\n", "nw12345", "../nw12", "nwABCD"])
+def test_what_is_no_id_is_never_acted_upon(programs: Programs, tmp_path: Path, name: str) -> None:
+    record = _up(programs, tmp_path / "state")
+    path = record.folder / "testbed.json"
+    path.write_bytes(encode(testbed.replaced(record, id=name)))
+    with pytest.raises(InputError, match=re.escape(str(path))):
+        load(record.folder)
+    for act in (testbed_traces.processes, testbed_traces.end_processes, testbed_traces.links, testbed_traces.cgroups,
+                testbed_traces.namespaces, testbed_traces.leftovers):  # fmt: skip
+        with pytest.raises(InputError, match="no id of a testbed"):
+            act(name)
+    with pytest.raises(InputError, match="no id of a testbed"):
+        testbed_traces.remove(programs.machine, name, record.folder)
+    assert record.folder.is_dir()
+    # The register, which is root's alone, still says which one it is.
+    assert testbed.down(tmp_path / "state", machine=programs.machine) == record.id
+
+
+def test_names_that_up_would_not_have_given_are_refused(programs: Programs, tmp_path: Path) -> None:
+    record = _up(programs, tmp_path / "state")
+    path = record.folder / "testbed.json"
+    first, *rest = record.nodes
+    for wrong in (
+        {"bridge": "docker0"},
+        {"nodes": (dataclasses.replace(first, netns="other-node-0"), *rest)},
+        {"nodes": (dataclasses.replace(first, testbed="nwffff"), *rest)},
+        {"nodes": (dataclasses.replace(first, folder=Path("/etc")), *rest)},
+        {"nodes": (dataclasses.replace(first, images=Path("/")), *rest)},
+    ):
+        path.write_bytes(encode(testbed.replaced(record, **wrong)))
+        with pytest.raises(InputError, match="has "):
+            load(record.folder)
+
+
+def test_a_record_of_another_user_is_not_believed(
+    programs: Programs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = _up(programs, tmp_path / "state")
+    whole = os.fstat
+    monkeypatch.setattr(os, "fstat", lambda fd: os.stat_result((*whole(fd)[:4], 12345, *whole(fd)[5:10])))
+    with pytest.raises(VerificationError, match=r"testbed.json belongs to user 12345"):
+        load(record.folder)
+
+
 @pytest.fixture
 def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "sys"
@@ -387,6 +438,67 @@ def test_a_testbed_whose_folder_is_gone_holds_nothing_up(settings: Path, tmp_pat
     assert (tmp_path / "sshd").is_dir()
 
 
+def test_a_killed_join_is_in_the_register_and_keeps_what_was_before(
+    settings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    places = {"register": tmp_path / "register", "privsep": tmp_path / "sshd"}
+    whole = testbed_state.write_whole
+
+    def killed(path: Path, data: bytes) -> None:
+        if path.name == "before.json":
+            raise KeyboardInterrupt
+        whole(path, data)
+
+    monkeypatch.setattr(testbed_state, "write_whole", killed)
+    with pytest.raises(KeyboardInterrupt):
+        testbed_state.join("one", tmp_path, **places)
+    monkeypatch.setattr(testbed_state, "write_whole", whole)
+    assert testbed_state.members(tmp_path / "register") == (("one", tmp_path),)
+    assert _settings(settings) == [1048576, 16384, 262144]
+    testbed_state.join("two", tmp_path, **places)
+    testbed_state.leave("one", **places)
+    testbed_state.leave("two", **places)
+    assert _settings(settings) == [1048576, 16384, 262144]
+
+
+def test_whoever_waited_for_a_register_that_went_takes_the_new_one(
+    settings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last one leaves, and removes the lock, while somebody waits for it."""
+    register = tmp_path / "register"
+    whole = fcntl.flock
+    waited: list[int] = []
+
+    def flock(descriptor: int, how: int) -> None:
+        whole(descriptor, how)
+        if not waited:
+            waited.append(descriptor)
+            (register / "lock").unlink()
+            register.rmdir()
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    testbed_state.join("two", tmp_path, register=register, privsep=tmp_path / "sshd")
+    assert waited
+    assert testbed_state.members(register) == (("two", tmp_path),)
+    assert (register / "lock").exists()
+
+
+def test_many_who_come_and_go_leave_the_machine_as_it_was(settings: Path, tmp_path: Path) -> None:
+    places = {"register": tmp_path / "register", "privsep": tmp_path / "sshd"}
+
+    def come_and_go(name: str) -> None:
+        for _ in range(20):
+            testbed_state.join(name, tmp_path, **places)
+            assert name in dict(testbed_state.members(tmp_path / "register"))
+            testbed_state.leave(name, **places)
+
+    with ThreadPoolExecutor(4) as pool:
+        for done in [pool.submit(come_and_go, f"t{i}") for i in range(4)]:
+            done.result(timeout=30)
+    assert _settings(settings) == [1048576, 16384, 262144]
+    assert not (tmp_path / "register").exists()
+
+
 def test_a_setting_that_cannot_be_changed_is_told(
     settings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -417,13 +529,13 @@ def _sleeper(**environment: str) -> subprocess.Popen[bytes]:
 
 
 def test_marked_and_recorded_processes_end_and_others_live(programs: Programs) -> None:
-    marked, recorded, other = _sleeper(NATWORK_TESTBED="nwtest"), _sleeper(), _sleeper(NATWORK_TESTBED="nwtest2")
+    marked, recorded, other = _sleeper(NATWORK_TESTBED="nw7e57"), _sleeper(), _sleeper(NATWORK_TESTBED="nw7e572")
     try:
         known = testbed_state.identify(recorded.pid, "it")
         stale = OwnProcess(pid=other.pid, started_ticks=1, what="an earlier one of that number")
-        found = {process.pid for process in testbed_traces.processes("nwtest", (known, stale))}
+        found = {process.pid for process in testbed_traces.processes("nw7e57", (known, stale))}
         assert found == {marked.pid, recorded.pid}
-        testbed_traces.end_processes("nwtest", (known, stale))
+        testbed_traces.end_processes("nw7e57", (known, stale))
         assert marked.wait(5) == recorded.wait(5) == -signal.SIGKILL
         testbed_traces.kill(stale)
         testbed_traces.kill(known)
@@ -436,21 +548,21 @@ def test_marked_and_recorded_processes_end_and_others_live(programs: Programs) -
 
 def test_members_of_its_cgroups_are_its_processes_and_are_thawed(programs: Programs, tmp_path: Path) -> None:
     member = _sleeper()
-    folder = tmp_path / "cgroups/cpu/nwtest/node-0"
+    folder = tmp_path / "cgroups/cpu/nw7e57/node-0"
     folder.mkdir(parents=True)
     for name, text in (("cgroup.procs", f"{member.pid}\n"), ("freezer.state", "FROZEN"), ("cgroup.freeze", "1")):
         (folder / name).write_text(text)
-    testbed_traces.end_processes("nwtest")
+    testbed_traces.end_processes("nw7e57")
     assert member.wait(5) == -signal.SIGKILL
     assert (folder / "freezer.state").read_text() == "THAWED"
     assert (folder / "cgroup.freeze").read_text() == "0"
 
 
 def test_the_caller_is_spared(programs: Programs, tmp_path: Path) -> None:
-    folder = tmp_path / "cgroups/nwtest"
+    folder = tmp_path / "cgroups/nw7e57"
     folder.mkdir()
     (folder / "cgroup.procs").write_text(f"{os.getpid()}\n{os.getppid()}\n")
-    assert testbed_traces.processes("nwtest") == ()
+    assert testbed_traces.processes("nw7e57") == ()
 
 
 def test_a_process_that_does_not_die_is_told(programs: Programs, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -458,7 +570,7 @@ def test_a_process_that_does_not_die_is_told(programs: Programs, monkeypatch: py
     monkeypatch.setattr(testbed_traces, "processes", lambda *_: (undying,))
     monkeypatch.setattr(testbed_traces, "_END_S", 0.0)
     with pytest.raises(ActionError, match="do not die: 4194305 undying"):
-        testbed_traces.end_processes("nwtest")
+        testbed_traces.end_processes("nw7e57")
 
 
 def test_nothing_is_deleted_below_a_mount(programs: Programs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -485,23 +597,23 @@ def test_a_kernel_cache_that_leads_into_it_goes_and_another_stays(
     folder.mkdir()
     monkeypatch.setattr(testbed_traces, "KERNEL_CACHE", cache)
     cache.symlink_to(tmp_path / "elsewhere")
-    testbed_traces.remove(programs.machine, "nwtest", folder)
+    testbed_traces.remove(programs.machine, "nw7e57", folder)
     assert cache.is_symlink()
     cache.unlink()
     folder.mkdir()
     cache.symlink_to(folder / "images/criu.kdat")
-    assert testbed_traces.Trace(kind="link", name=str(cache)) in testbed_traces.leftovers("nwtest", folder)
-    testbed_traces.remove(programs.machine, "nwtest", folder)
+    assert testbed_traces.Trace(kind="link", name=str(cache)) in testbed_traces.leftovers("nw7e57", folder)
+    testbed_traces.remove(programs.machine, "nw7e57", folder)
     assert not cache.is_symlink()
 
 
 def test_a_cgroup_that_is_busy_is_told(programs: Programs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = tmp_path / "cgroups/cpu/nwtest"
+    folder = tmp_path / "cgroups/cpu/nw7e57"
     folder.mkdir()
     (folder / "file").touch()
     monkeypatch.setattr(testbed_traces.time, "sleep", lambda _: None)
     with pytest.raises(ActionError, match="Directory not empty"):
-        testbed_traces.remove(programs.machine, "nwtest", tmp_path / "none")
+        testbed_traces.remove(programs.machine, "nw7e57", tmp_path / "none")
 
 
 # containers
@@ -577,6 +689,65 @@ def test_what_does_not_start_is_taken_away(programs: Programs, tmp_path: Path, h
         _start(record, "web")
     assert hands.done[-3:] == ["destroy", "remove", "shut"]
     assert not record.nodes[0].bundle("web").exists()
+
+
+def test_what_does_not_answer_in_time_is_taken_away(
+    programs: Programs, tmp_path: Path, hands: type[Hands], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = _up(programs, tmp_path / "state")
+    spec = testbed_containers.new_spec(record, "web", IDLE, rng=random.Random(1))
+    asked: list[str] = []
+
+    async def answers(host: str) -> bool:
+        asked.append(host)
+        return len(asked) > 3
+
+    async def silent(host: str) -> bool:
+        return False
+
+    def start(node: str, within_s: float) -> testbed_containers.Placed:
+        return asyncio.run(
+            testbed_containers.start(record, node, spec, tools=TOOLS, rng=random.Random(1), serve_within_s=within_s)
+        )
+
+    monkeypatch.setattr(testbed_containers, "answers", silent)
+    with pytest.raises(TimedOutError, match="did not answer within 0 s"):
+        start("node-0", 0.0)
+    with pytest.raises(ActionError, match="web ended before it answered"):
+        start("node-1", 60.0)
+    assert hands.done[-3:] == ["destroy", "remove", "shut"]
+    assert not any(layout.bundle("web").exists() for layout in record.nodes)
+    monkeypatch.setattr(testbed_containers, "answers", answers)
+    assert start("node-0", 60.0).state is ContainerState.RUNNING
+    assert set(asked) == {spec.address.partition("/")[0]}
+
+
+def test_answers_asks_for_the_workload_s_own_reply() -> None:
+    async def scenario() -> list[bool]:
+        async def workload(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            writer.write(await reader.readline() and b"0 1 0123456789abcdef\n")
+            writer.close()
+
+        async with await asyncio.start_server(workload, "127.0.0.1", 0) as server:
+            port = server.sockets[0].getsockname()[1]
+            there = await testbed_containers.answers("127.0.0.1", port)
+        return [there, await testbed_containers.answers("127.0.0.1", port)]
+
+    assert asyncio.run(scenario()) == [True, False]
+
+
+def test_more_than_the_machine_has_is_refused_before_anything_is_made(programs: Programs, tmp_path: Path) -> None:
+    record = _up(programs, tmp_path / "state")
+    layout = record.nodes[0]
+    testbed_containers.require_room(layout, IDLE, volume_bytes=4096)
+    with pytest.raises(RefusedError, match=r"holds \d+ bytes of memory, \d+ are available"):
+        testbed_containers.require_room(layout, dataclasses.replace(IDLE, memory_bytes=2**60))
+    with pytest.raises(RefusedError, match=r"takes \d+ bytes, \d+ are free in"):
+        testbed_containers.require_room(layout, IDLE, volume_bytes=2**60)
+    for cores in (-1.0, 4097.0, float("nan"), float("inf")):
+        with pytest.raises(UsageError, match="cpu limit"):
+            testbed_containers.new_spec(record, "web", IDLE, rng=random.Random(1), cpu_limit_cores=cores)
+    assert not any(layout.bundles.iterdir())
 
 
 def test_a_full_network_is_refused(programs: Programs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ from natwork_ray.adapters.testbed_world import NodeHands, NodePorts, TestbedWorl
 from natwork_ray.domain.actions import AddNode, BlockSource, MeshRetry, Migrate, Restart, Scale, SetLimits
 from natwork_ray.domain.runtime import ContainerSpec, ContainerState, ContainerStatus
 from natwork_ray.domain.values import encode
-from natwork_ray.errors import InputError, NotFoundError, PreconditionError
+from natwork_ray.errors import InputError, NotFoundError, PreconditionError, StoreError
 from natwork_ray.limi.agent import AgentSettings
 from natwork_ray.limi.choosing import ByEquations
 
@@ -169,3 +169,12 @@ def test_agents_are_made_when_they_are_needed(
     assert len(nodes["node-0"].asked) == 2
     asyncio.run(world.shut())
     assert [n.shut_down for n in nodes.values()] == [2, 2, 2]  # transfer and bridge
+
+
+def test_damaged_notes_about_a_container_keep_it_from_that_node(world: TestbedWorld, record: TestbedRecord) -> None:
+    folder = record.node("node-1").journal / "open"
+    folder.mkdir(parents=True)
+    (folder / "web%40register.jsonl").write_bytes(b"garbage\n")
+    with pytest.raises(StoreError, match=r"web%40register\.jsonl") as caught:
+        asyncio.run(world.outlook("web", source="node-0", target="node-1", weight=None))
+    assert "move the file to another folder" in caught.value.hint

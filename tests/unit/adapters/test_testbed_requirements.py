@@ -139,6 +139,11 @@ def test_no_criu() -> None:
     lacking = missing(poor)
     assert set(lacking) == {"criu", "criu check", needs.LAZY_PAGES, needs.DIRTY_TRACKING}
     assert "neither installed" in lacking["criu"].detail
+    for name in ("criu check", needs.LAZY_PAGES, needs.DIRTY_TRACKING):
+        assert lacking[name].hint == "CRIU is missing: sudo scripts/install_testbed"
+    assert missing(machine(installed=None, absent=["criu"], uid=1000))[needs.LAZY_PAGES].hint.startswith(
+        "CRIU is missing"
+    )
     with pytest.raises(PreconditionError, match="criu: neither installed"):
         needs.require([MigrationMethod.COLD], poor)
     with pytest.raises(PreconditionError, match="needs criu, which is not here"):
@@ -177,6 +182,9 @@ def test_a_criu_that_does_not_work(answer: Answer, said: str) -> None:
     lacking = missing(machine(says={"criu --version": answer}))
     assert said in lacking["criu"].detail
     assert lacking["criu check"].detail == "there is no usable criu"
+    assert {lacking[n].hint for n in ("criu check", needs.LAZY_PAGES, needs.DIRTY_TRACKING)} == {
+        "CRIU does not work: sudo scripts/install_testbed"
+    }
 
 
 def test_criu_refuses() -> None:

@@ -14,12 +14,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
+from natwork_ray.cli.bench_faults import confessed
 from natwork_ray.cli.fault_plan import KINDS, Fault, Struck, document, draw
 from natwork_ray.cli.main import app
 from natwork_ray.cli.node_process import Answer, NodeCalls, Request
-from natwork_ray.domain.migrations import MigrationProgress
+from natwork_ray.domain.migrations import MigrationProgress, MigrationRecord, MigrationState
 from natwork_ray.domain.phases import MigrationMethod
-from natwork_ray.domain.values import decode, encode
+from natwork_ray.domain.values import Backend, decode, encode
 from natwork_ray.errors import ActionError, TimedOutError
 from natwork_ray.limi.steps import Step, StepReport, Verb
 
@@ -63,8 +64,6 @@ def test_twenty_faults_have_every_kind_with_every_method_once_at_least_in_turn()
         {"addresses": ()},
         {"served": False},
         {"leftovers": ("node-1: images x",)},
-        {"memory": "set back"},
-        {"memory": "lost"},
     ],
 )
 def test_what_is_no_survival(change: dict[str, object]) -> None:
@@ -74,8 +73,29 @@ def test_what_is_no_survival(change: dict[str, object]) -> None:
     assert document([ALIVE, dead], wanted=1, seed=1, left=[], wall_s=1.0)["passed"] is False
 
 
-def test_lost_memory_that_the_record_confesses_is_survival() -> None:
-    assert replace(ALIVE, memory="lost", state="restarted", confessed=True).survived
+@pytest.mark.parametrize("memory", ["set back", "lost"])
+def test_memory_may_only_go_where_that_is_documented(memory: str) -> None:
+    gone = replace(ALIVE, memory=memory, state="restarted")
+    assert (gone.survived, gone.memory_sound) == (True, False)
+    refused = document([gone], wanted=1, seed=1, left=[], wall_s=1.0)
+    assert refused["passed"] is False
+    assert refused["totals"]["memory_unexcused"] == 1
+    told = document([replace(gone, confessed=True)], wanted=1, seed=1, left=[], wall_s=1.0)
+    assert told["passed"] is True
+    assert told["totals"]["memory_" + memory.replace(" ", "_")] == 1
+    assert (told["totals"]["memory_kept"], told["totals"]["memory_unexcused"]) == (0, 0)
+
+
+def test_a_restart_is_excused_past_the_point_of_no_return_only() -> None:
+    early = MigrationRecord(
+        key="k", container="c", source="a", target="b", method=MigrationMethod.POST_COPY, backend=Backend.REAL,
+        state=MigrationState.RESTARTED, started_at_s=1.0, total_s=2.0, downtime_s=1.0, runs_on="a", phases=(),
+        pre_copy_rounds=0, point_of_no_return_s=None, lost_s=None, load=None, forecast=None, chosen_by="x",
+        error="started again", hint="",
+    )  # fmt: skip
+    assert not confessed(early)
+    assert confessed(replace(early, point_of_no_return_s=0.5))
+    assert not confessed(replace(early, point_of_no_return_s=0.5, error=""))
 
 
 def test_the_document_counts() -> None:
@@ -83,11 +103,16 @@ def test_the_document_counts() -> None:
     found = document([ALIVE, missed], wanted=1, seed=4, left=[], wall_s=2.0)
     assert found["passed"] is True
     assert found["totals"] == {
-        "faults": 2, "struck": 1, "survived": 2, "by_kind": {"criu-target": 1},
-        "by_state": {"migrated": 1, "rolled_back": 1}, "sessions_kept": 2, "memory": {"kept": 2}, "on_two_nodes": 0,
-        "on_no_node": 0, "recovery_s": {"p50": 0.4, "max": 0.4}, "leftovers": 0,
+        "faults": 1, "missed": 1, "survived": 1, "by_kind": {"criu-target": 1},
+        "by_state": {"rolled_back": 1}, "sessions_kept": 1, "memory_kept": 1, "memory_set_back": 0, "memory_lost": 0,
+        "memory_unexcused": 0, "on_two_nodes": 0, "on_no_node": 0, "leftovers": 0,
+        "recovery_s": {"p50": 0.4, "max": 0.4},
     }  # fmt: skip
-    assert found["faults"][0]["phase"] == "restore"
+    assert [row["phase"] for row in found["faults"]] == ["restore"]
+    assert [row["state"] for row in found["missed"]] == ["migrated"]
+    # A missed shot is no fault, but its migration has to be survived all the same.
+    assert document([ALIVE, replace(missed, runs_on=())], wanted=1, seed=4, left=[], wall_s=2.0)["passed"] is False
+    assert document([ALIVE, ALIVE], wanted=1, seed=4, left=[], wall_s=2.0)["passed"] is False
     assert document([ALIVE, missed], wanted=2, seed=4, left=[], wall_s=2.0)["passed"] is False
     assert document([ALIVE], wanted=1, seed=4, left=["process 1 x"], wall_s=2.0)["passed"] is False
 

@@ -86,6 +86,13 @@ def test_status_waits_and_gets_an_answer(
     assert len(gateway.asked) == 2
 
 
+def test_a_real_world_is_ready_while_it_learns(natwork: Any, gateway: Any, state: dict[str, Any]) -> None:
+    gateway.answers(200, {**state, "backend": "real", "turns": 0})
+    ended = natwork("--set", f"state_dir={gateway.state_dir}", "status", "--wait", "5")
+    assert ended.code == 0
+    assert "orders are taken; profiles are being learnt" in ended.err
+
+
 def test_a_loop_that_stands_still_is_no_success(
     natwork: Any, gateway: Any, state: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ import pytest
 from agents import cluster
 from natwork_ray.adapters.sqlite_journal import SqliteJournal
 from natwork_ray.backends import World, build_world
-from natwork_ray.cli.migrating import InProcess, ThroughDoors
+from natwork_ray.cli import migrate as migrate_command
+from natwork_ray.cli.migrating import AUDIT_ORIGIN, InProcess, ThroughDoors
 from natwork_ray.cli.migration_view import PhaseBars, consideration_lines, gantt, state_of, told
 from natwork_ray.cli.schedule_view import service_document, service_lines
 from natwork_ray.config import Config, load_config
@@ -30,7 +32,7 @@ from natwork_ray.domain.migrations import (
     MigrationState,
 )
 from natwork_ray.domain.values import Backend, plain
-from natwork_ray.errors import ActionError, ExitCode, PreconditionError, RefusedError, TimedOutError
+from natwork_ray.errors import ActionError, ExitCode, PreconditionError, RefusedError, StoreError, TimedOutError
 
 SMALL = ("--set", "emulation.scenario=grid-10", "--set", "loop.commissioning_s=60", "--set", "emulation.duration_s=600")
 
@@ -230,6 +232,7 @@ class RealLike:
         self.failing: Exception | None = None
         self.interrupting = False
         self.recovered = self.closed = 0
+        self.backend = Backend.EMULATED
 
     def make(self, _: Config) -> World:
         world = self._world
@@ -242,7 +245,8 @@ class RealLike:
             self.closed += 1
 
         runtime = FailingRuntime(self, world)
-        return replace(world, runtime=runtime, recover=recover, close=close)  # type: ignore[arg-type]
+        facts = replace(world.facts(), backend=self.backend)
+        return replace(world, runtime=runtime, recover=recover, close=close, facts=lambda: facts)  # type: ignore[arg-type]
 
 
 class FailingRuntime:
@@ -287,7 +291,7 @@ def test_commands_share_journal_quota_and_keys(tmp_path: Path, natwork: Any) -> 
     assert first.outcome is not None
     assert account.spent_s == pytest.approx(first.outcome.downtime_s)
     assert any("would be refused" in line for line in consideration_lines(considered))
-    assert real.closed == real.recovered == 4
+    assert (real.closed, real.recovered) == (4, 3), "a dry run settles nothing"
     journal = SqliteJournal.open_read_only(state)
     kinds = [e.kind for e in journal.entries(0, 100)]
     journal.close()
@@ -319,6 +323,104 @@ def test_what_a_killed_command_left_is_finished_by_the_next(tmp_path: Path, natw
     (found,) = carry_out(real, state, wish, "k-1")
     assert found.instruction.key == left[0]["key"]
     assert state_of(found) == "migrated"
+
+
+def left_by_a_kill(state: Path) -> tuple[RealLike, MoveWish]:
+    """A journal of a real world with an order whose outcome nobody knows."""
+    real = RealLike(small(state))
+    real.backend = Backend.REAL
+    wish = free_move(real)
+    real.failing = TimedOutError("killed", hint="recover")
+    with pytest.raises(TimedOutError):
+        carry_out(real, state, wish, "k-1")
+    real.failing = None
+    return real, wish
+
+
+def test_what_nobody_carries_on_is_told_and_recovered(
+    tmp_path: Path, natwork: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = tmp_path / "state"
+    real, wish = left_by_a_kill(state)
+    command = ("--set", f"state_dir={state}", "migration")
+    listed = natwork(*command, "list", "--json")
+    (row,) = json.loads(listed.out)["migrations"]
+    assert row["state"] == "left_open"
+    assert "`natwork migration recover`" in listed.err
+    shown = natwork(*command, "show", row["key"])
+    assert "left open, nobody carries it on: `natwork migration recover`" in shown.out
+    assert json.loads(natwork(*command, "show", row["key"], "--json").out)["state"] == "left_open"
+    monkeypatch.setattr(migrate_command, "build_world", real.make)
+    recovered = natwork(*command, "recover", "--json")
+    (settled,) = json.loads(recovered.out)["migrations"]
+    assert (recovered.code, settled["key"], settled["state"]) == (0, row["key"], "migrated")
+    assert settled["record"]["runs_on"] == wish.target
+    again = natwork(*command, "recover")
+    assert (again.code, "nothing was left open" in again.err) == (0, True)
+
+
+def test_a_dry_run_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    state = tmp_path / "state"
+    real, wish = left_by_a_kill(state)
+
+    def journal() -> tuple[int, list[str]]:
+        opened = SqliteJournal.open_read_only(state)
+        try:
+            return opened.entry_count(), [key for key, _ in opened.events()]
+        finally:
+            opened.close()
+
+    before, recovered = journal(), real.recovered
+    considered = shell(real, state).consider(wish)
+    assert considered.decision.status is DecisionStatus.REFUSED, "it is under way"
+    assert "left open" in capsys.readouterr().err
+    assert (journal(), real.recovered) == (before, recovered)
+    fresh = tmp_path / "fresh"
+    assert shell(RealLike(small(fresh)), fresh).consider(wish).outlooks
+    assert not fresh.exists()
+
+
+def test_a_second_command_waits_its_turn(tmp_path: Path, natwork: Any) -> None:
+    state = tmp_path / "state"
+    real, wish = left_by_a_kill(state)
+    holder = SqliteJournal.open(state, origin=AUDIT_ORIGIN)
+    try:
+        for ask in (lambda: carry_out(real, state, wish, "k-2"), lambda: shell(real, state).consider(wish)):
+            with pytest.raises(RefusedError, match=f"under way: process {os.getpid()}"):
+                ask()
+        ended = natwork("--set", f"state_dir={state}", "migration", "recover")
+        assert (ended.code, "natwork down" in ended.err) == (ExitCode.REFUSED, False)
+        listed = natwork("--set", f"state_dir={state}", "migration", "list", "--json")
+        assert json.loads(listed.out)["migrations"][0]["state"] == "running"
+    finally:
+        holder.close()
+    assert real.closed == 2
+
+
+def test_a_damaged_node_holds_up_nothing_else(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    state = tmp_path / "state"
+    real = RealLike(small(state))
+    real.failing = StoreError("open/garbage: not JSON", hint="move it away")
+    wish = free_move(real)
+    (found,) = carry_out(real, state, wish, "k-1")
+    assert state_of(found) == "running"
+    assert "stays open: open/garbage: not JSON\nhint: move it away" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "words",
+    [("--key", ""), ("--key", "a b"), ("--key", "k" * 201), ("--note", "\x1b[2J"), ("--note", "n" * 2001),
+     ("--by", "a\nb"), ("--by", "a" * 201)],
+)  # fmt: skip
+def test_texts_are_bounded_as_by_http(natwork: Any, tmp_path: Path, words: tuple[str, ...]) -> None:
+    ended = natwork("--set", f"state_dir={tmp_path}", "migrate", "a", "--to", "b", "--backend", "emulated", *words)
+    assert (ended.code, ended.out) == (ExitCode.USAGE, "")
+
+
+def test_no_folder_is_made_where_none_is_needed(natwork: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.TemporaryDirectory", lambda **_: pytest.fail("made"))
+    ended = natwork("--set", f"state_dir={tmp_path}", "migrate", "a", "--to", "b", "--backend", "testbed")
+    assert ended.code == ExitCode.PRECONDITION
 
 
 def test_an_interrupt_does_not_stop_it_half_way(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from natwork_ray.adapters import testbed as testbeds
-from natwork_ray.adapters import testbed_containers
+from natwork_ray.adapters import testbed_containers, testbed_orphans
 from natwork_ray.adapters.prober import ProbeReport
 from natwork_ray.adapters.testbed_containers import Placed
 from natwork_ray.adapters.testbed_layout import NodeLayout
+from natwork_ray.adapters.testbed_orphans import Owner, Standing
 from natwork_ray.adapters.testbed_state import TestbedRecord
 from natwork_ray.adapters.testbed_traces import Trace
 from natwork_ray.adapters.workload import IDLE, workload_spec
@@ -25,6 +28,12 @@ REPORT = ProbeReport(
     sent=9, answered=9, duration_s=1.0, longest_gap_s=0.25, longest_gap_at_s=0.5, latency_p50_s=0.001,
     latency_max_s=0.3, lost=0, duplicated=0, reordered=0, count_breaks=0, instances=1,
 )  # fmt: skip
+
+STANDING = (
+    Standing(id="nw0001", folder=Path("/elsewhere/testbed"), owner=Owner.NONE),
+    Standing(id="nw0002", folder=Path("/one/testbed"), owner=Owner.ALIVE),
+    Standing(id="nw0003", folder=Path("/two/testbed"), owner=Owner.DEAD),
+)
 
 
 @pytest.fixture
@@ -61,6 +70,7 @@ def record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TestbedRecord:
         (command, "require", lambda: None),
         (command, "toolchain", lambda: None),
         (command, "probe_once", probe),
+        (testbed_orphans, "standing", lambda: STANDING),
         (testbeds, "plan", lambda *_, **__: made),
         (testbeds, "up", lambda *_, told, **__: (told("node-0 at 10.77.3.2"), made)[1]),
         (testbeds, "current", lambda _: made),
@@ -82,7 +92,8 @@ def test_up_says_what_it_makes(natwork: Any, record: TestbedRecord) -> None:
     planned = json.loads(natwork("testbed", "up", "--dry-run", "--json").out)
     assert planned["done"] is False
     assert planned["testbed"]["id"] == "nw1234"
-    assert natwork("testbed", "up", "--bandwidth", "fast").code == ExitCode.USAGE
+    for wrong in (("--bandwidth", "fast"), ("--bandwidth", "0Mbit"), ("--images", "0"), ("--images", "")):
+        assert natwork("testbed", "up", *wrong).code == ExitCode.USAGE
 
 
 @pytest.mark.parametrize("whole", [True, False])
@@ -97,7 +108,74 @@ def test_status_ends_with_3_when_a_node_is_not_whole(
     ended = natwork("testbed", "status", "--json")
     assert ended.code == (0 if whole else ExitCode.PRECONDITION)
     assert json.loads(ended.out)["healthy"] is whole
-    assert "node-0" in natwork("testbed", "status").out
+    assert [other["owner"] for other in json.loads(ended.out)["others"]] == ["none", "alive", "dead"]
+    table = natwork("testbed", "status")
+    assert "node-0" in table.out
+    assert "nw0001 in /elsewhere (natwork --set state_dir=/elsewhere testbed down)" in table.err
+    assert "nw0003 in /two, its owner is dead (natwork testbed down --orphans)" in table.err
+
+
+def test_status_names_the_others_where_there_is_none(
+    natwork: Any, record: TestbedRecord, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none(_: Path) -> None:
+        raise NotFoundError("there is no testbed", hint="natwork testbed up")
+
+    monkeypatch.setattr(testbeds, "status", none)
+    ended = natwork("testbed", "status")
+    assert ended.code == ExitCode.FAILED
+    assert "nw0002 in /one, its owner is alive" in ended.err
+
+
+def test_orphans_are_removed_or_listed(natwork: Any, record: TestbedRecord, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(testbed_orphans, "take_down_orphans", lambda: ("nw0003",))
+    assert "would remove nw0003" in natwork("testbed", "down", "--orphans", "--dry-run").err
+    assert "removed nw0003" in natwork("testbed", "down", "--orphans").err
+    assert json.loads(natwork("testbed", "down", "--orphans", "--json").out) == {
+        "orphans": ["nw0003"],
+        "dry_run": False,
+    }
+    monkeypatch.setattr(testbed_orphans, "take_down_orphans", lambda: ())
+    assert "there was no orphan" in natwork("testbed", "down", "--orphans").err
+
+
+def test_down_is_refused_while_the_system_runs_on_it(
+    natwork: Any, record: TestbedRecord, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("agents.cluster.running", lambda _: object())
+    monkeypatch.setattr(command, "_backend_of", lambda _: "testbed")
+    refused = natwork("testbed", "down")
+    assert refused.code == ExitCode.FAILED
+    assert "runs on this testbed" in refused.err
+    assert natwork("testbed", "down", "--dry-run").code == 0
+    assert natwork("testbed", "down", "--force").code == 0
+    monkeypatch.setattr(command, "_backend_of", lambda _: "emulated")
+    assert natwork("testbed", "down").code == 0
+
+
+def test_the_backend_of_a_running_system_is_read_from_its_configuration(tmp_path: Path) -> None:
+    assert command._backend_of(tmp_path) is None
+    (tmp_path / "natwork.toml").write_text('backend = "emulated"\n')
+    assert command._backend_of(tmp_path) == "emulated"
+    (tmp_path / "natwork.toml").write_text("backend = [")
+    assert command._backend_of(tmp_path) is None
+
+
+def test_sigterm_unwinds_so_that_a_half_made_container_goes() -> None:
+    before, cleared = signal.getsignal(signal.SIGTERM), []
+
+    def half_way() -> None:
+        with command._cleared_when_ended():
+            try:
+                os.kill(os.getpid(), signal.SIGTERM)
+            finally:
+                cleared.append(signal.getsignal(signal.SIGTERM))
+
+    with pytest.raises(SystemExit) as ended:
+        half_way()
+    assert ended.value.code == 143
+    assert cleared == [signal.SIG_IGN]  # a second one does not keep it from clearing up
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_down_removes_or_lists(natwork: Any, record: TestbedRecord, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -123,6 +201,10 @@ def test_run_starts_or_plans(natwork: Any, record: TestbedRecord) -> None:
     assert planned == {"name": "db", "node": "node-1", "state": "planned", "address": "10.77.3.50/24", "pid": 0}
     assert natwork("testbed", "run", "db", "--node", "node-9").code == ExitCode.FAILED
     assert natwork("testbed", "run", "db", "--node", "node-1", "--memory", "much").code == ExitCode.USAGE
+    assert natwork("testbed", "run", "db", "--node", "node-1", "--cpu-limit", "5000").code == ExitCode.USAGE
+    for option in ("--memory", "--volume"):
+        refused = natwork("testbed", "run", "db", "--node", "node-1", option, "900000000GiB", "--dry-run")
+        assert refused.code == ExitCode.REFUSED, option
 
 
 def test_probe_tells_and_ends_with_1_when_the_session_is_not_whole(

@@ -18,7 +18,7 @@ from natwork_ray.emulation.lab_runtime import LabRuntime
 from natwork_ray.emulation.lab_transfer import LabBridge, LabJournal, LabTransfer
 from natwork_ray.emulation.lab_values import ContainerProfile, LabContainer, LabNode
 from natwork_ray.emulation.migration_lab import MigrationLab
-from natwork_ray.errors import ActionError, ConflictError, NatworkError, PreconditionError, UsageError
+from natwork_ray.errors import ActionError, ConflictError, NatworkError, PreconditionError, StoreError, UsageError
 from natwork_ray.limi.agent import AgentSettings, MigrationAgent, outcome_of
 from natwork_ray.limi.choosing import ByEquations, ByModel
 from natwork_ray.limi.node import LimiNode
@@ -251,3 +251,22 @@ def test_choices_that_cannot_be_made(methods: tuple[M, ...], weight: float, erro
     for chooser in (ByEquations(), ByModel(Model())):
         with pytest.raises(error):
             chooser.choose(load, methods, weight=weight)
+
+
+def test_a_damaged_journal_holds_up_its_own_node_only(caplog: pytest.LogCaptureFixture) -> None:
+    lab = laboratory()
+
+    async def scene() -> None:
+        agents = Agents(lab)
+        agent = agents.agents["a"]
+        agents.journals["a"].append("d-9/0", b'{"type":"nonsense"}')
+        assert await agent.recover() == ()
+        assert "nothing can be recovered on a" in caplog.text
+        for asked in (agent.outlook("c0", "b", weight=None), agent.migrate(order(method=M.COLD))):
+            with pytest.raises(StoreError, match="d-9/0"):
+                await asked
+        assert await agents.agents["b"].recover() == ()
+        assert caplog.text.count("nothing can be recovered") == 1
+
+    lab.run(scene)
+    assert lab.runs_on("c0") == ("a",)

@@ -120,6 +120,9 @@ def test_a_file_is_read_with_its_digest(tmp_path: Path, model: bytes) -> None:
     assert selector.methods == tuple(MigrationMethod)
     with pytest.raises(PreconditionError, match="train selector"):
         read_selector(tmp_path / "none.json")
+    path.write_bytes(model[:-100])
+    with pytest.raises(InputError, match=r"selector\.json is damaged: .*natwork train selector"):
+        read_selector(path)
 
 
 def test_the_packaged_selector_is_whole() -> None:
