@@ -136,7 +136,8 @@ def faults(
 ) -> None:
     """Shoot at migrations on a real testbed: kill agents, CRIU and sshd, fill disks, cut links; look after each.
 
-    Exit 1 when a container was not alive on exactly one node, or anything was left behind.
+    Exit 1 when a container was not alive on exactly one node, memory was lost before the point of no return, or
+    anything was left behind.
     """
     if backend is not BenchBackend.REAL:
         raise UsageError("faults are injected on the real backend only", hint="--backend real")
