@@ -200,7 +200,7 @@ class RealLaboratory:
         kind = load_class(key.load_class)
         limit = CPU_LEVELS[kind.cpu].limit_cores
         self.made += 1
-        spec = testbed_containers.new_spec(self.record, f"load-{self.made}", load, rng=rng, cpu_limit_cores=limit)
+        spec = testbed_containers.new_spec(self.record, f"load-{self.made}", load, cpu_limit_cores=limit)
         methods = list(self.plan.methods)
         rng.shuffle(methods)
         home = NODES[0]

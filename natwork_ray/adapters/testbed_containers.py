@@ -19,7 +19,6 @@ import psutil
 
 from natwork_ray.adapters.l2_bridge import L2Bridge
 from natwork_ray.adapters.runc_criu import RuncCriu
-from natwork_ray.adapters.testbed import new_mac
 from natwork_ray.adapters.testbed_layout import NodeLayout
 from natwork_ray.adapters.testbed_network import FIRST_CONTAINER
 from natwork_ray.adapters.testbed_requirements import Toolchain
@@ -66,7 +65,6 @@ def new_spec(
     name: str,
     load: Load,
     *,
-    rng: random.Random,
     cpu_limit_cores: float = 0.0,
     memory_limit_bytes: float = 0.0,
     service: str = "",
@@ -91,15 +89,25 @@ def new_spec(
     for node in record.nodes:
         if any(spec.name == name for spec in specs_of(node)):
             raise ConflictError(f"there is a container {name} on {node.name}", hint="natwork testbed containers")
+    address = free_address(record)
     spec = workload_spec(
         name,
-        address=free_address(record),
-        mac=new_mac(rng),
+        address=address,
+        mac=mac_of(address),
         load=load,
         cpu_limit_cores=cpu_limit_cores,
         memory_limit_bytes=memory_limit_bytes,
     )
     return replace(spec, service=service, depends_on=tuple(depends_on))
+
+
+def mac_of(address: str) -> str:
+    """The MAC address that goes with an IPv4 address: locally administered, unicast, always the same one.
+
+    An address that is used again would otherwise be out of reach for half a minute, until neighbours that remember the
+    container before ask anew.
+    """
+    return ":".join(f"{byte:02x}" for byte in (0x02, 0x6E, *ipaddress.ip_interface(address).ip.packed))
 
 
 def require_room(layout: NodeLayout, load: Load, *, volume_bytes: int = 0) -> None:

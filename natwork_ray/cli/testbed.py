@@ -286,7 +286,6 @@ def run(
         record,
         name,
         burnt,
-        rng=rng,
         cpu_limit_cores=cpu_limit,
         memory_limit_bytes=float(size_of(memory_limit, "--memory-limit")),
         service=service,

@@ -14,7 +14,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -148,8 +148,7 @@ def of_process(pid: int, name: str) -> str:
 async def site(testbed: Any, load: Load = LOAD) -> AsyncIterator[Site]:
     record, rng = testbed.record, random.Random()
     name = f"rc-{secrets.token_hex(3)}"
-    # One MAC for all: the machine keeps the neighbour that it learned for the address for half a minute.
-    spec = replace(new_spec(record, name, load, rng=rng), mac="02:00:5e:00:53:01")
+    spec = new_spec(record, name, load)
     ports = [build_ports(record, node.name, testbed.tools) for node in record.nodes[:2]]
     await start(record, ports[0].layout.name, spec, tools=testbed.tools, rng=rng)
     session: Session | None = None

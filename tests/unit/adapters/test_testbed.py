@@ -652,7 +652,7 @@ def hands(monkeypatch: pytest.MonkeyPatch) -> type[Hands]:
 
 
 def _start(record: TestbedRecord, name: str) -> testbed_containers.Placed:
-    spec = testbed_containers.new_spec(record, name, IDLE, rng=random.Random(1))
+    spec = testbed_containers.new_spec(record, name, IDLE)
     start = testbed_containers.start(record, "node-0", spec, tools=TOOLS, rng=random.Random(1))
     placed = asyncio.run(start)
     for layout in record.nodes:  # as a migration leaves it: a bundle on both
@@ -695,7 +695,7 @@ def test_what_does_not_answer_in_time_is_taken_away(
     programs: Programs, tmp_path: Path, hands: type[Hands], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     record = _up(programs, tmp_path / "state")
-    spec = testbed_containers.new_spec(record, "web", IDLE, rng=random.Random(1))
+    spec = testbed_containers.new_spec(record, "web", IDLE)
     asked: list[str] = []
 
     async def answers(host: str) -> bool:
@@ -746,7 +746,7 @@ def test_more_than_the_machine_has_is_refused_before_anything_is_made(programs: 
         testbed_containers.require_room(layout, IDLE, volume_bytes=2**60)
     for cores in (-1.0, 4097.0, float("nan"), float("inf")):
         with pytest.raises(UsageError, match="cpu limit"):
-            testbed_containers.new_spec(record, "web", IDLE, rng=random.Random(1), cpu_limit_cores=cores)
+            testbed_containers.new_spec(record, "web", IDLE, cpu_limit_cores=cores)
     assert not any(layout.bundles.iterdir())
 
 
