@@ -17,6 +17,7 @@ Reading is bounded in bytes, decompressed, in line length and in rows.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import gzip
 import io
@@ -167,7 +168,12 @@ class CollectionFile:
 def _locked(path: Path) -> BinaryIO:
     """The part file, there and ours until it is closed."""
     while True:
-        part = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644), "r+b")
+        try:
+            part = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644), "r+b")
+        except OSError as error:
+            if error.errno != errno.ELOOP:
+                raise
+            raise ConflictError(f"{path} is a symbolic link", hint="remove it, or give another --out") from error
         try:
             fcntl.flock(part, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if _is_at(part, path):

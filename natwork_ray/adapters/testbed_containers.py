@@ -195,7 +195,7 @@ async def answers(host: str, port: int = ECHO_PORT) -> bool:
                 return (await reader.readline()).startswith(b"0 ")
             finally:
                 writer.close()
-    except (OSError, TimeoutError):
+    except (OSError, TimeoutError, ValueError):  # ValueError: a line without an end
         return False
 
 

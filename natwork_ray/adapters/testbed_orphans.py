@@ -28,7 +28,7 @@ from natwork_ray.adapters import testbed
 from natwork_ray.adapters.machine import Machine
 from natwork_ray.adapters.testbed_state import OwnProcess, identify, members, started_ticks, write_whole
 from natwork_ray.domain.values import decode, encode, value
-from natwork_ray.errors import InputError
+from natwork_ray.errors import InputError, NatworkError
 
 OWNER = "owner.json"
 _MAX_OWNER_BYTES = 4096
@@ -79,13 +79,14 @@ def standing() -> tuple[Standing, ...]:
 
 
 def take_down_orphans(machine: Machine | None = None) -> tuple[str, ...]:
-    """Take down every testbed whose owner is dead; their ids.
+    """Take down every testbed whose owner is dead; their ids. One that would not go does not save the others.
 
     Raises:
         PreconditionError: no root.
         ActionError: something would not go.
     """
     ended = []
+    failed: NatworkError | None = None
     for one in standing():
         if one.owner is not Owner.DEAD:
             continue
@@ -101,8 +102,12 @@ def take_down_orphans(machine: Machine | None = None) -> tuple[str, ...]:
             _clear(state_dir)
         except BlockingIOError:  # somebody else is at it
             continue
+        except NatworkError as error:
+            failed = failed or error
         finally:
             os.close(descriptor)
+    if failed is not None:
+        raise failed
     return tuple(ended)
 
 

@@ -13,7 +13,7 @@ import fcntl
 import json
 import os
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, cast
@@ -165,8 +165,9 @@ class InProcess:
                 while not work.done():
                     await asyncio.wait({work}, timeout=_POLL_S)
                     watch(await _migrations_of(desk, decision))
-            except asyncio.CancelledError:
-                talk.print("interrupted: the migration is brought to its end first", soft_wrap=True)
+            except BaseException as error:  # also one of the watching: what runs is never cut off
+                if isinstance(error, asyncio.CancelledError):
+                    talk.print("interrupted: the migration is brought to its end first", soft_wrap=True)
                 await work
                 raise
             work.result()
@@ -336,9 +337,18 @@ async def _deliver(control: DirectControl, world: World) -> None:
     async def carried_out(parts: Sequence[Instruction], moves: Sequence[Migrate]) -> Sequence[ActionOutcome]:
         if world.service_hands is not None and moves:
             return await world.service_hands.move_together(moves, topology)
-        return await asyncio.gather(*(world.apply(i) for i in parts))
+        return await _all(world.apply(i) for i in parts)
 
-    await asyncio.gather(*(one(parts) for parts in deliveries(outbox)))
+    await _all(one(parts) for parts in deliveries(outbox))
+
+
+async def _all(coroutines: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
+    """The results of all, once all have ended: the first error does not cut off those that still run."""
+    found = await asyncio.gather(*coroutines, return_exceptions=True)
+    for one in found:
+        if isinstance(one, BaseException):
+            raise one
+    return [one for one in found if not isinstance(one, BaseException)]
 
 
 async def _migrations_of(desk: MigrationDesk, decision: Decision) -> tuple[Migration, ...]:

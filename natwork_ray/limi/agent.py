@@ -33,7 +33,7 @@ from natwork_ray.domain.migrations import (
 from natwork_ray.domain.phases import Gate, MigrationMethod
 from natwork_ray.domain.runtime import RuntimeAbilities
 from natwork_ray.domain.values import Backend, decode
-from natwork_ray.errors import ActionError, ConflictError, PreconditionError, StoreError
+from natwork_ray.errors import ActionError, ConflictError, NatworkError, PreconditionError, StoreError
 from natwork_ray.limi.choosing import MethodChoice, MethodChooser, outlook
 from natwork_ray.limi.driver import drive, recover, unfinished
 from natwork_ray.limi.holding import Holding, HoldLimits, HoldNews
@@ -124,7 +124,13 @@ class MigrationAgent:
             logger.warning("nothing can be recovered on %s: %s", self.node.name, error)
             return ()
         tasks = [self._resumed(start) for start in left]
-        return tuple(await asyncio.gather(*(asyncio.shield(t) for t in tasks)))
+        ended = await asyncio.gather(*(asyncio.shield(t) for t in tasks), return_exceptions=True)
+        for start, end in zip(left, ended, strict=True):
+            if isinstance(end, NatworkError):  # the others, and the other nodes, go on
+                logger.warning("%s of %s cannot be brought to its end: %s", start.key, start.container, end)
+            elif isinstance(end, BaseException):
+                raise end
+        return tuple(end for end in ended if isinstance(end, MigrationRecord))
 
     async def migrate(self, instruction: Migrate) -> ActionOutcome:
         """Carry the instruction out, once by its key; a failure that was rolled back is an outcome too.
