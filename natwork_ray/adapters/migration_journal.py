@@ -43,8 +43,8 @@ _EVENTS_SUFFIX, _RECORD_SUFFIX, _DRAFT_SUFFIX = ".jsonl", ".json", ".draft"
 _DIGITS = 11
 _ACCESS = "check free space and access rights, or restore it from a backup"
 _MEND = (
-    "restore it from a backup; or see that its container runs on one node only, and move the file to another folder: "
-    "only what this journal concerns is refused until then"
+    "restore it from a backup; or see that its container runs on one node only and that no order for it is open, and "
+    "move the file to another folder; until then migrations that leave this node are refused"
 )
 
 
