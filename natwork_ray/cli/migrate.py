@@ -16,6 +16,8 @@ from typing import Annotated
 
 import typer
 
+from natwork_ray.adapters.testbed import FOLDER as TESTBED_FOLDER
+from natwork_ray.adapters.testbed_state import RECORD as TESTBED_RECORD
 from natwork_ray.backends import build_world
 from natwork_ray.cli.doors import Doors
 from natwork_ray.cli.migrating import (
@@ -271,7 +273,8 @@ def recover(as_json: JsonOption = False) -> None:
     left = left_open(config.state_dir)
     if not left and (pid := held_by(config.state_dir)) is not None:
         raise under_way(pid, config.state_dir)
-    found = InProcess(config, config.state_dir, build_world).recover(left) if left else ()
+    stands = (config.state_dir / TESTBED_FOLDER / TESTBED_RECORD).is_file()
+    found = InProcess(config, config.state_dir, build_world).recover(left) if left or stands else ()
     if as_json:
         write_json({"migrations": [told(m, left_open=m.outcome is None) for m in found]})
     else:
@@ -279,7 +282,8 @@ def recover(as_json: JsonOption = False) -> None:
             for line in gantt(migration, left_open=migration.outcome is None):
                 typer.echo(printable(line))
         if not found:
-            talk.print("nothing was left open")
+            seen = "; the nodes' own journals were looked at and what they held open is settled" if stands else ""
+            talk.print(f"nothing was left open in the control journal{seen}", soft_wrap=True)
     if any(m.outcome is None for m in found):
         raise typer.Exit(ExitCode.FAILED)
 

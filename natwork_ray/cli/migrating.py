@@ -186,7 +186,24 @@ class InProcess:
             desk = MigrationDesk(control, world.agents)
             return tuple([await desk.migration(m.instruction.key) for m in left])
 
-        return self._with_control(settled)
+        return self._with_control(settled) if left else self._agents_only()
+
+    def _agents_only(self) -> tuple[Migration, ...]:
+        """Settle what the nodes' own journals hold open: they may know more than a control journal begun anew."""
+
+        async def scene() -> None:
+            world = self._make_world(self._config)
+            try:
+                journal = _opened(self._state_dir)  # for its lock: nobody else gives orders meanwhile
+                try:
+                    await world.recover()
+                finally:
+                    journal.close()
+            finally:
+                await world.close()
+
+        asyncio.run(scene())
+        return ()
 
     def _with_control(self, work: Callable[[DirectControl, World], Coroutine[Any, Any, T]]) -> T:
         async def scene() -> T:

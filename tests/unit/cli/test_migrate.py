@@ -357,6 +357,12 @@ def test_what_nobody_carries_on_is_told_and_recovered(
     assert settled["record"]["runs_on"] == wish.target
     again = natwork(*command, "recover")
     assert (again.code, "nothing was left open" in again.err) == (0, True)
+    # Where a testbed stands, its nodes' journals may know more than the control journal.
+    asked = real.recovered
+    (state / "testbed").mkdir()
+    (state / "testbed" / "testbed.json").touch()
+    assert natwork(*command, "recover").code == 0
+    assert real.recovered == asked + 1
 
 
 def test_a_dry_run_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
