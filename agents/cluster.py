@@ -28,6 +28,7 @@ from pathlib import Path
 
 import psutil
 
+from agents import haproxy
 from agents.naming import NAMESPACE
 from natwork_ray.domain.values import decode, encode, value
 from natwork_ray.errors import ConflictError, NotFoundError, PreconditionError, TimedOutError
@@ -66,6 +67,7 @@ def environment(state_dir: Path) -> dict[str, str]:
         "RAY_DEDUP_LOGS": "0",  # what is held back for that is printed to stdout at exit, after our results
         "OMP_NUM_THREADS": "1",
         "NATWORK_CONFIG": str(state_dir / CONFIG_FILE),
+        **haproxy.environment(),
     }
 
 
@@ -89,7 +91,7 @@ def start(state_dir: Path, *, dashboard: bool, cpus: int | None = None) -> Clust
     # Unix sockets live below it, and their paths may have 107 characters: it cannot be inside any state directory.
     temp_dir = tempfile.mkdtemp(prefix=_TEMP_PREFIX)
     (Path(temp_dir) / _RAY_FOLDER).mkdir()
-    metrics, agent, board = _free_ports(3)
+    metrics, agent, board, *of_haproxy = _free_ports(5)
     arguments = [
         f"--temp-dir={temp_dir}/{_RAY_FOLDER}",  # Ray opens its own folder to everyone; the one around it stays ours
         f"--object-store-bytes={OBJECT_STORE_BYTES}",
@@ -109,6 +111,7 @@ def start(state_dir: Path, *, dashboard: bool, cpus: int | None = None) -> Clust
             # The settled configuration must not be overridden by variables that it has taken into account already.
             env={k: v for k, v in os.environ.items() if not k.startswith("NATWORK_")}
             | environment(state_dir)
+            | haproxy.head_environment(Path(temp_dir), of_haproxy)
             # Jobs say `python` and mean the one that has natwork_ray, also when nobody activated its environment.
             | {"PATH": os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)))},
             start_new_session=True,
@@ -188,19 +191,17 @@ def end(state_dir: Path) -> bool:
     except FileNotFoundError:
         return False
     head = _process(record)
+    family = _strays(Path(record.temp_dir))
     if head is not None:
-        family = [head, *head.children(recursive=True)]
-        # Ray's own ending waits long for each part in turn; what must last is in the journal, not in Ray.
-        for signalled, patience_s in ((signal.SIGTERM, 3.0), (signal.SIGKILL, END_PATIENCE_S)):
-            for process in family:
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    process.send_signal(signalled)
-            _, family = psutil.wait_procs(family, timeout=patience_s)
-        alive = family
-        if alive:
-            raise TimedOutError(
-                f"processes {[p.pid for p in alive]} of the cluster do not end", hint="end them by hand"
-            )
+        family = list({p.pid: p for p in (head, *head.children(recursive=True), *family)}.values())
+    # Ray's own ending waits long for each part in turn; what must last is in the journal, not in Ray.
+    for signalled, patience_s in ((signal.SIGTERM, 3.0), (signal.SIGKILL, END_PATIENCE_S)):
+        for process in family:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.send_signal(signalled)
+        _, family = psutil.wait_procs(family, timeout=patience_s)
+    if family:
+        raise TimedOutError(f"processes {[p.pid for p in family]} of the cluster do not end", hint="end them by hand")
     if Path(record.temp_dir).name.startswith(_TEMP_PREFIX):  # a damaged record must not name what is removed
         shutil.rmtree(record.temp_dir, ignore_errors=True)
     path.unlink(missing_ok=True)
@@ -214,6 +215,22 @@ def _process(record: ClusterRecord) -> psutil.Process | None:
     except (psutil.NoSuchProcess, ValueError):  # ValueError: no process can have that id
         return None
     return process if alive else None
+
+
+def _strays(temp_dir: Path) -> list[psutil.Process]:
+    """HAProxy processes of this cluster: they outlive the actor of Serve that started them, and then nobody owns them.
+
+    The folder was made for this cluster alone, so a command line that names its configuration is ours.
+    """
+    if not temp_dir.name.startswith(_TEMP_PREFIX):  # a damaged record must not name who is ended
+        return []
+    mark = f"{temp_dir / haproxy.FOLDER}/"
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if any(argument.startswith(mark) for argument in process.cmdline()):
+                found.append(process)
+    return found
 
 
 def _await_address(process: subprocess.Popen[bytes], temp_dir: Path, state_dir: Path) -> str:

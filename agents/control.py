@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import time
+import uuid
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,21 +19,27 @@ import ray
 
 from agents.calls import PATIENCE_S, NamedActor
 from agents.metrics import ControlMetrics
-from agents.naming import CONTROL, HOST_LABEL, NAMESPACE
+from agents.naming import CONTROL, HOST_LABEL, NAMESPACE, SERVED_MODELS
 from natwork_ray import __version__
+from natwork_ray.adapters.model_directory import ModelDirectory
 from natwork_ray.adapters.sqlite_journal import SqliteJournal
 from natwork_ray.audit.log import AuditEntry
 from natwork_ray.audit.proofs import ConsistencyProof, InclusionProof
-from natwork_ray.backends import move_predictor
+from natwork_ray.backends import model_source, move_predictor
 from natwork_ray.config import Config
 from natwork_ray.control.direct import DirectControl
 from natwork_ray.control.events import Event, OrderEvent, VerdictsReached
+from natwork_ray.control.models import ModelShelf
 from natwork_ray.control.service import Answer
 from natwork_ray.domain.actions import ActionOutcome, Instruction
 from natwork_ray.domain.decisions import Decision
+from natwork_ray.domain.model_versions import ModelInUse, ModelOverview, ModelVersion
+from natwork_ray.domain.profiles import ProfilesInUse
+from natwork_ray.domain.shown_turn import ShownTurn
 from natwork_ray.domain.status import LoopStatus
 
 AUDIT_ORIGIN = "natwork-ray/control"
+MODELS_FOLDER = "models"  # in the state directory
 
 # No turn for so long is trouble: a death costs some seconds, a slow pace some turns.
 QUIET_S = 20.0
@@ -47,10 +54,12 @@ class ControlActor(DirectControl):
     def __init__(self, state_dir: Path, config: Config) -> None:
         journal = SqliteJournal.open(state_dir, origin=AUDIT_ORIGIN)
         super().__init__(journal, move_predictor(config), ControlMetrics().count)
+        store = ModelDirectory(state_dir / MODELS_FOLDER)
+        self._shelf = ModelShelf(self, store, {name: model_source(config, store, name) for name in SERVED_MODELS})
 
         self._trouble = ""
         self._pace_s: float | None = None
-        self._turned_at = time.monotonic()
+        self._turned_at = self._shown_at = time.monotonic()
 
     async def submit(self, events: Sequence[Event]) -> tuple[Answer, ...]:
         """See `ControlApi`."""
@@ -79,6 +88,38 @@ class ControlActor(DirectControl):
             trouble = f"no turn for {still_s:.0f} s"
         return replace(await super().status(), trouble=trouble)
 
+    async def show_turn(self, turn: ShownTurn) -> None:
+        """See `DirectControl`."""
+        self._shown_at = time.monotonic()
+        await super().show_turn(turn)
+
+    async def shown_turn(self) -> ShownTurn | None:
+        """The newest turn that was shown; None when it is so long ago that it tells nothing of now."""
+        old_s = time.monotonic() - self._shown_at
+        return None if old_s > max(QUIET_S, QUIET_TURNS * (self._pace_s or 0.0)) else await super().shown_turn()
+
+    async def models(self) -> tuple[ModelOverview, ...]:
+        """See `ShelfApi`."""
+        return await self._shelf.models()
+
+    async def publish_model(self, name: str, data: bytes) -> ModelVersion:
+        """See `ShelfApi`."""
+        return await self._shelf.publish_model(name, data)
+
+    async def model_data(self, name: str, sha256: str) -> bytes:
+        """See `ShelfApi`."""
+        return await self._shelf.model_data(name, sha256)
+
+    async def choose_model(
+        self, name: str, sha256: str, *, by: str, note: str, key: str | None
+    ) -> tuple[ModelInUse, bool]:
+        """See `ShelfApi`."""
+        return await self._shelf.choose_model(name, sha256, by=by, note=note, key=key)
+
+    async def model_in_use(self, name: str, *, other_than: str | None, patience_s: float) -> ModelInUse:
+        """See `ShelfApi`."""
+        return await self._shelf.model_in_use(name, other_than=other_than, patience_s=patience_s)
+
     async def pid(self) -> int:
         """Process id, for tests that kill it."""
         return os.getpid()
@@ -94,8 +135,8 @@ class ControlClient:
     def __init__(self, namespace: str = NAMESPACE, patience_s: float = PATIENCE_S) -> None:
         self._actor = NamedActor(CONTROL, namespace=namespace, what="control actor", patience_s=patience_s)
 
-    async def _ask(self, method: str, *args: Any) -> Any:
-        return await self._actor.call(method, *args)
+    async def _ask(self, method: str, *args: Any, **kwargs: Any) -> Any:
+        return await self._actor.call(method, *args, **kwargs)
 
     async def submit(self, events: Sequence[Event]) -> tuple[Answer, ...]:
         """See `ControlApi`."""
@@ -126,6 +167,11 @@ class ControlClient:
         """See `ControlApi`."""
         decision: Decision = await self._ask("consider", order)
         return decision
+
+    async def profiles(self) -> ProfilesInUse:
+        """See `ControlApi`."""
+        profiles: ProfilesInUse = await self._ask("profiles")
+        return profiles
 
     async def outcomes(self) -> tuple[ActionOutcome, ...]:
         """See `ControlApi`."""
@@ -174,6 +220,43 @@ class ControlClient:
     async def expect_turns(self, pace_s: float | None) -> None:
         """See `ControlActor.expect_turns`."""
         await self._ask("expect_turns", pace_s)
+
+    async def show_turn(self, turn: ShownTurn) -> None:
+        """See `ControlActor.show_turn`."""
+        await self._ask("show_turn", turn)
+
+    async def shown_turn(self) -> ShownTurn | None:
+        """See `ControlActor.shown_turn`."""
+        turn: ShownTurn | None = await self._ask("shown_turn")
+        return turn
+
+    async def models(self) -> tuple[ModelOverview, ...]:
+        """See `ShelfApi`."""
+        models: tuple[ModelOverview, ...] = await self._ask("models")
+        return models
+
+    async def publish_model(self, name: str, data: bytes) -> ModelVersion:
+        """See `ShelfApi`."""
+        version: ModelVersion = await self._ask("publish_model", name, data)
+        return version
+
+    async def model_data(self, name: str, sha256: str) -> bytes:
+        """See `ShelfApi`."""
+        data: bytes = await self._ask("model_data", name, sha256)
+        return data
+
+    async def choose_model(
+        self, name: str, sha256: str, *, by: str, note: str, key: str | None
+    ) -> tuple[ModelInUse, bool]:
+        """See `ShelfApi`. Without a key a call repeated after a restart could be a second choice: it gets one here."""
+        key = key or str(uuid.uuid4())
+        answer: tuple[ModelInUse, bool] = await self._ask("choose_model", name, sha256, by=by, note=note, key=key)
+        return answer
+
+    async def model_in_use(self, name: str, *, other_than: str | None, patience_s: float) -> ModelInUse:
+        """See `ShelfApi`."""
+        in_use: ModelInUse = await self._ask("model_in_use", name, other_than=other_than, patience_s=patience_s)
+        return in_use
 
     async def pid(self) -> int:
         """Process id of the actor."""

@@ -25,14 +25,18 @@ class ServeJudge:
         self._patience_s = patience_s
         self._handle: Any = None
 
+    def use(self, profiles: ProfileBook) -> None:
+        """Judge by these profiles from now on."""
+        self._profiles = profiles
+
     async def judge(self, window: TelemetryWindow) -> Judgement:
         """See `Judge`. Inference has no effect, so it is repeated when a replica dies under it."""
-        centre, scale = self._profiles.arrays(window.services)
+        references = self._profiles.references(window.services)
 
         async def ask() -> Any:
             if self._handle is None:
                 self._handle = serve.get_app_handle(self._app)
-            return await self._handle.score.remote(window.values, centre, scale)
+            return await self._handle.score.remote(window.values, references)
 
         scores = await persist(ask, what="anomaly model", patience_s=self._patience_s)
         verdicts, degraded = reach_verdicts(window, scores, known=self._profiles.known(window.services))

@@ -14,6 +14,7 @@ import logging
 import os
 import threading
 from collections.abc import Coroutine
+from contextlib import ExitStack
 from typing import Any, Protocol, TypeVar
 
 import ray
@@ -21,7 +22,7 @@ import ray
 from agents.calls import PATIENCE_S, NamedActor
 from agents.naming import HOST_LABEL, NAMESPACE, NODE_LABEL, limi_name
 from agents.world import WorldClient
-from natwork_ray.backends import build_limi_agent
+from natwork_ray.backends import build_limi_agent, node_exporter
 from natwork_ray.config import Config
 from natwork_ray.control.executor import Executor
 from natwork_ray.domain.actions import ActionOutcome, Instruction
@@ -85,7 +86,9 @@ class InMemoryHome:
     def __init__(self, node: str, namespace: str) -> None:
         self._node, self._world = node, WorldClient(namespace)
         world = self._world
-        self._executor = Executor(runtime=world, firewall=world, orchestrator=world, clock=world, backend=world.backend)
+        self._executor = Executor(
+            runtime=world, firewall=world, orchestrator=world, clock=world, backend=world.backend, sdn=world
+        )
 
     async def execute(self, instruction: Instruction) -> ActionOutcome:
         """See `Home`."""
@@ -192,6 +195,7 @@ class LimiAgent:
 
     def __init__(self, node: str, namespace: str, config: Config | None) -> None:
         self.node = node
+        self._exporting = ExitStack()
         self._home: Home
         if config is not None and config.backend == "testbed":
 
@@ -199,8 +203,19 @@ class LimiAgent:
                 return LimiClient(name, namespace, LONG_PATIENCE_S)
 
             self._home = NodeHome(*build_limi_agent(config, node, peer))
+            self._export(config)
         else:
             self._home = InMemoryHome(node, namespace)
+
+    def _export(self, config: Config) -> None:
+        """Answer Prometheus' scrapes for as long as this process lives, where the configuration says so."""
+        try:
+            exporter = node_exporter(config, self.node)
+            if exporter is not None:
+                _log.info("scrapes are answered at %s:%d", *self._exporting.enter_context(exporter))
+        except NatworkError as error:
+            # A taken port must not keep a node from migrating its containers; the server sees its target down.
+            _log.warning("the containers of %s are not exported: %s", self.node, error)
 
     async def execute(self, instruction: Instruction) -> ActionOutcome:
         """Carry out one instruction, idempotently by key."""

@@ -26,17 +26,18 @@ from agents.judging import ServeJudge
 from agents.limi import LimiClient, LimiOffice, start_limi
 from agents.naming import HOST_LABEL, NAMESPACE, SERVE_ANOMALY, SUPERVISOR
 from agents.world import WorldClient, start_world
-from natwork_ray.backends import WorldFacts, run_started
+from natwork_ray.backends import FORECAST_SAMPLES, WorldFacts, loop_forecaster, run_started
 from natwork_ray.config import Config
 from natwork_ray.control.courier import Courier
 from natwork_ray.control.cycle import Hands, LoopCycle, Turn
 from natwork_ray.control.events import TopologyObserved
 from natwork_ray.control.executor import Executor
+from natwork_ray.control.profile_keeping import ProfileKeeper
 from natwork_ray.control.service_moves import ConductedMoves, ServiceHands
 from natwork_ray.domain.actions import ActionOutcome, Instruction, Migrate
+from natwork_ray.domain.shown_turn import ShownTurn
 from natwork_ray.domain.values import Backend
 from natwork_ray.errors import ConflictError, NatworkError, NotFoundError, TimedOutError
-from natwork_ray.profiling.profile import ProfileBook
 
 # How long an order waits at most before it is delivered, beside the turns.
 DELIVERY_PAUSE_S = 0.25
@@ -104,6 +105,7 @@ class Supervisor:
         else:
             await self.learn()
             await self._take_charge()
+            await self.begin_keeping()
 
     async def _left_over(self) -> tuple[Instruction, ...]:
         try:
@@ -121,20 +123,32 @@ class Supervisor:
         """Learn every service's profile from the commissioning hour, which must be over."""
         world, facts = self.crew.world, self.facts
         hour = await world.window(end_s=facts.begins_s, length=facts.commissioning_samples)
+        self._forecaster = loop_forecaster(hour)
+        self._keeper = ProfileKeeper(control=self.crew.control, telemetry=world, hour=hour)
+        self._judge = ServeJudge(self._keeper.book, app=SERVE_ANOMALY, patience_s=self._patience_s)
         self._cycle = LoopCycle(
             telemetry=world,
-            judge=ServeJudge(ProfileBook.learn(hour), app=SERVE_ANOMALY, patience_s=self._patience_s),
+            judge=self._judge,
             control=self.crew.control,
             orchestrator=world,
             node_hands=self._hands,
             cluster_hands=self._cluster_hands(),
             window_length=self._config.loop.window,
             service_hands=self._service_hands(),
+            forecaster=self._forecaster,
+            forecast_length=FORECAST_SAMPLES,
         )
+
+    async def begin_keeping(self) -> None:
+        """Tell the loop what was learnt; see `ProfileKeeper.begin`."""
+        await self._keeper.begin(await self.stands_at_s())
+        self._judge.use(self._keeper.book)
 
     def _cluster_hands(self) -> Executor:
         world = self.crew.world
-        return Executor(runtime=world, firewall=world, orchestrator=world, clock=world, backend=self.facts.backend)
+        return Executor(
+            runtime=world, firewall=world, orchestrator=world, clock=world, backend=self.facts.backend, sdn=world
+        )
 
     def _courier(self) -> Courier:
         return Courier(
@@ -185,8 +199,18 @@ class Supervisor:
         """Let the world reach `at_s`, and turn the loop once; see `LoopCycle.turn`."""
         await self.crew.world.advance(at_s)
         turn = await self._cycle.turn(at_s, deliver=deliver)
+        judged = turn.judgement
+        await self.crew.control.show_turn(
+            ShownTurn(at_s=at_s, verdicts=judged.verdicts, degraded=judged.degraded, forecasts=self._forecaster.newest)
+        )
         self._welcome_new_nodes(turn)
+        await self.mind_profiles(at_s)
         return turn
+
+    async def mind_profiles(self, at_s: float) -> None:
+        """Look for drift and learn anew what a person ordered, when it is time; see `ProfileKeeper.mind`."""
+        if await self._keeper.mind(at_s):
+            self._judge.use(self._keeper.book)
 
     async def drain(self, at_s: float) -> None:
         """Carry out what was issued at `at_s` and cut off by a death, before time goes on."""
@@ -296,6 +320,7 @@ class SupervisorActor:
         try:
             await supervisor.commission(facts.begins_s)
             await supervisor.learn()
+            await supervisor.begin_keeping()
             await control.expect_turns(facts.step_s)
             await self._tell("")
             number = 0

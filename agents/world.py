@@ -20,6 +20,7 @@ from natwork_ray.domain.actions import (
     ActionOutcome,
     AddNode,
     BlockSource,
+    FlowAlert,
     Instruction,
     MeshRetry,
     Migrate,
@@ -72,6 +73,12 @@ class WorldActor:
     async def apply(self, instruction: Instruction) -> ActionOutcome:
         """Carry out an instruction, once by key."""
         return await self._world.apply(instruction)
+
+    async def withdraw(self, key: str) -> ActionOutcome:
+        """Take back what the alert of that key did to the network."""
+        if self._world.sdn is None:
+            raise PreconditionError("there is no SDN controller to tell", hint="set sdn.kind (docs/sdn.md)")
+        return await self._world.sdn.withdraw(key)
 
     async def move_together(self, instructions: Sequence[Migrate]) -> tuple[ActionOutcome, ...]:
         """Carry out the migrations of a service by their schedule, once by their keys."""
@@ -179,6 +186,15 @@ class WorldClient:
     async def block(self, instruction: BlockSource) -> ActionOutcome:
         """See `Firewall`."""
         return await self._apply(instruction)
+
+    async def alert(self, alert: FlowAlert) -> ActionOutcome:
+        """See `SdnController`."""
+        return await self._apply(alert)
+
+    async def withdraw(self, key: str) -> ActionOutcome:
+        """See `SdnController`."""
+        outcome: ActionOutcome = await self._ask("withdraw", key)
+        return outcome
 
     async def scale(self, instruction: Scale) -> ActionOutcome:
         """See `Orchestrator`."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Awaitable, Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -25,6 +26,7 @@ from natwork_ray.control.moving import LearntMovesLater, predict_move
 from natwork_ray.control.planner import MovePredictor
 from natwork_ray.control.service_moves import ConductedMoves, ServiceHands
 from natwork_ray.domain.actions import ActionOutcome, Instruction
+from natwork_ray.domain.forecasts import LoadForecast
 from natwork_ray.domain.labelled import LabelledEvent
 from natwork_ray.domain.phases import MigrationMethod
 from natwork_ray.domain.telemetry import TelemetryWindow
@@ -36,6 +38,7 @@ from natwork_ray.emulation.ports import (
     EmulatedFirewall,
     EmulatedOrchestrator,
     EmulatedRuntime,
+    EmulatedSdn,
     EmulatedServiceHands,
     EmulatedTelemetry,
 )
@@ -43,20 +46,32 @@ from natwork_ray.emulation.prospect import EmulatedAgents
 from natwork_ray.emulation.scenarios import Scenario, scenario
 from natwork_ray.emulation.services import ServiceProfile
 from natwork_ray.emulation.testbed import Testbed
-from natwork_ray.errors import NotFoundError, PreconditionError, UsageError
+from natwork_ray.errors import NatworkError, NotFoundError, PreconditionError, UsageError
+from natwork_ray.forecasting.bounds import DEFAULT_FORECASTER
 from natwork_ray.limi.agent import AgentSettings, MigrationAgent, Peer
 from natwork_ray.limi.choosing import ByEquations, ByModel, MethodChooser, SelectorFileLater
 from natwork_ray.limi.retries import Timeouts
-from natwork_ray.ports import Clock, ContainerControl, Firewall, NodeActions, Orchestrator, TelemetrySource
+from natwork_ray.ports import (
+    Clock,
+    ContainerControl,
+    Firewall,
+    NodeActions,
+    Orchestrator,
+    SdnController,
+    TelemetrySource,
+)
 from natwork_ray.profiling.bounds import DEFAULT_MODEL, MAX_MODEL_BYTES
 from natwork_ray.profiling.profile import ProfileBook
 
 if TYPE_CHECKING:
+    from natwork_ray.adapters.prometheus import PrometheusTelemetry
     from natwork_ray.adapters.testbed_requirements import Toolchain
     from natwork_ray.adapters.testbed_state import TestbedRecord
     from natwork_ray.adapters.testbed_world import TestbedWorld
+    from natwork_ray.forecasting.forecaster import Forecaster
     from natwork_ray.profiling.detector import TwoStageDetector
 
+FORECAST_SAMPLES = 64  # samples that the loop shows its forecaster: its window, and some to judge the newest by
 SECONDS_PER_ROUND = 5400.0  # each kind of anomaly and attack once in so long
 
 
@@ -70,6 +85,7 @@ class WorldFacts:
         ends_s: end of the run.
         truth: anomalies and attacks that really took place, with the containers that each one also affects.
         digest: hash of the complete state; equal histories have equal digests.
+        sdn: whether there is a network controller that flow alerts can be given to.
     """
 
     backend: Backend
@@ -83,6 +99,7 @@ class WorldFacts:
     affected: tuple[tuple[str, ...], ...]
     digest: str
     origin_s: float = 0.0
+    sdn: bool = False
 
     @property
     def commissioning_samples(self) -> int:
@@ -102,8 +119,9 @@ async def _nothing_then(_: float) -> None:
 class World:
     """One implementation of every port, and the strings that move an in-memory world.
 
-    `agents` answer what the doors ask about migrations; `service_hands` move the containers of a service together;
-    `close` gives up connections and threads, and leaves the world as it is.
+    `sdn`, where there is one, is told of suspect flows. `agents` answer what the doors ask about migrations;
+    `service_hands` move the containers of a service together; `close` gives up connections and threads, and leaves the
+    world as it is.
     """
 
     telemetry: TelemetrySource
@@ -116,6 +134,7 @@ class World:
     effects: Callable[[str], int]
     agents: LimiAgents
     service_hands: ServiceHands | None = None
+    sdn: SdnController | None = None
     backend: Backend = Backend.EMULATED  # of the hands; recorded telemetry has emulated ones
     observe: Callable[[float], Awaitable[None]] = _nothing_then
     recover: Callable[[], Awaitable[object]] = _nothing
@@ -134,6 +153,7 @@ class World:
             orchestrator=self.orchestrator,
             clock=self.clock,
             backend=self.backend,
+            sdn=self.sdn,
         )
         return await executor.execute(instruction)
 
@@ -144,10 +164,15 @@ def build_world(config: Config) -> World:
     Raises:
         UsageError, InputError, PreconditionError: the scenario or the recordings cannot be used.
     """
-    if config.backend == "replay":
-        return _replayed(config)
     if config.backend == "testbed":
         return _real(config)
+    if config.telemetry != "own":
+        raise UsageError(
+            f"telemetry = {config.telemetry}, but time in backend {config.backend} is not the clock's",
+            hint="leave telemetry out, or set backend to testbed",
+        )
+    if config.backend == "replay":
+        return _replayed(config)
     return _emulated(config)
 
 
@@ -182,6 +207,7 @@ def _emulated(config: Config) -> World:
             truth=truth,
             affected=tuple(testbed.affected(event) for event in truth),
             digest=testbed.digest(),
+            sdn=True,
         )
 
     return World(
@@ -195,6 +221,7 @@ def _emulated(config: Config) -> World:
         effects=testbed.effects,
         agents=EmulatedAgents(testbed, chooser, config.migration.weight),
         service_hands=EmulatedServiceHands(testbed),
+        sdn=EmulatedSdn(testbed),
     )
 
 
@@ -249,6 +276,7 @@ def _replayed(config: Config) -> World:
             truth=truth,
             affected=tuple(() for _ in truth),
             digest=testbed.digest(),
+            sdn=True,
         )
 
     return World(
@@ -262,6 +290,7 @@ def _replayed(config: Config) -> World:
         effects=testbed.effects,
         agents=EmulatedAgents(testbed, chooser, config.migration.weight),
         service_hands=EmulatedServiceHands(testbed),
+        sdn=EmulatedSdn(testbed),
     )
 
 
@@ -290,16 +319,30 @@ def run_started(config: Config, facts: WorldFacts, topology: Topology) -> RunSta
         alarm=config.alarm,
         sla=config.sla,
         token=f"{round(facts.origin_s * 1000):x}" if real else "",
+        sdn=facts.sdn,
     )
 
 
 def _real(config: Config) -> World:
     """The testbed of this machine. Its clock is the wall's; nothing is advanced but the telemetry's samples."""
     from natwork_ray.adapters.process_telemetry import ProcessTelemetry
+    from natwork_ray.adapters.sdn_controllers import sdn_controller
 
     testbed = build_testbed(config)
-    telemetry = ProcessTelemetry(testbed.running, step_s=config.loop.step_s, now_s=testbed.clock.now_s)
-    begins_s = telemetry.started_s + _whole_steps(config.loop.commissioning_s, config.loop.step_s)
+    sdn = sdn_controller(config.sdn, now_s=testbed.clock.now_s, addresses=testbed.addresses)
+    telemetry: TelemetrySource
+    observe: Callable[[float], Awaitable[None]]
+    if config.telemetry == "prometheus":
+        telemetry = live = prometheus_telemetry(config)
+        started_s, observe = testbed.clock.now_s(), _nothing_then  # the server takes the samples
+
+        async def close() -> None:
+            live.close()
+            await testbed.shut()
+    else:
+        telemetry = own = ProcessTelemetry(testbed.running, step_s=config.loop.step_s, now_s=testbed.clock.now_s)
+        started_s, observe, close = own.started_s, own.observe, testbed.shut
+    begins_s = started_s + _whole_steps(config.loop.commissioning_s, config.loop.step_s)
 
     def facts() -> WorldFacts:
         return WorldFacts(
@@ -308,7 +351,8 @@ def _real(config: Config) -> World:
             seed=0,
             step_s=config.loop.step_s,
             now_s=testbed.clock.now_s(),
-            origin_s=telemetry.started_s,
+            origin_s=started_s,
+            sdn=sdn is not None,
             begins_s=begins_s,
             ends_s=math.inf,
             truth=(),
@@ -328,11 +372,28 @@ def _real(config: Config) -> World:
         facts=facts,
         effects=lambda _: 1,  # an agent's journal has each key once
         agents=testbed,
+        sdn=sdn,
         backend=Backend.REAL,
-        observe=telemetry.observe,
+        observe=observe,
         recover=testbed.recover,
-        close=testbed.shut,
+        close=close,
     )
+
+
+def prometheus_telemetry(config: Config) -> PrometheusTelemetry:
+    """Live telemetry from the Prometheus server that the configuration names. Nothing is asked yet.
+
+    Raises:
+        PreconditionError: the packages for it are not installed.
+        ConfigError, UsageError: as `PrometheusTelemetry`.
+    """
+    try:
+        from natwork_ray.adapters.prometheus import PrometheusTelemetry
+    except ImportError as error:
+        raise PreconditionError(
+            f"a package for Prometheus is missing: {error}", hint="pip install 'natwork-ray[prometheus]'"
+        ) from error
+    return PrometheusTelemetry(config.prometheus, step_s=config.loop.step_s)
 
 
 def build_testbed(config: Config) -> TestbedWorld:
@@ -361,6 +422,24 @@ def build_limi_agent(config: Config, node: str, peer: Callable[[str], Peer]) -> 
     ports = build_ports(record, node, tools)
     agent = build_agent(ports, peer=peer, chooser=method_chooser(config), settings=agent_settings(config))
     return agent, ports.runtime
+
+
+def node_exporter(config: Config, node: str) -> AbstractContextManager[tuple[str, int]] | None:
+    """Scrapes of one testbed node's containers answered, while entered; None when the configuration wants none.
+
+    Raises:
+        PreconditionError, NotFoundError: as `real_testbed`; no such node.
+    """
+    if not config.prometheus.exporter_port:
+        return None
+    record, _ = real_testbed(config)
+    from natwork_ray.adapters.cadvisor_exporter import ContainerExporter, serving
+    from natwork_ray.adapters.cadvisor_testbed import exported_of
+
+    layout = record.node(node)
+    exporter = ContainerExporter(lambda: exported_of([layout]), nodes=[node])
+    port = config.prometheus.exporter_port + record.nodes.index(layout)
+    return serving(exporter, host=config.prometheus.exporter_host, port=port)
 
 
 def real_testbed(config: Config) -> tuple[TestbedRecord, Toolchain]:
@@ -415,10 +494,55 @@ class LocalJudge:
     def __init__(self, detector: TwoStageDetector, profiles: ProfileBook) -> None:
         self._detector, self._profiles = detector, profiles
 
+    def use(self, profiles: ProfileBook) -> None:
+        """Judge by these profiles from now on."""
+        self._profiles = profiles
+
     async def judge(self, window: TelemetryWindow) -> Judgement:
         """See `Judge`."""
         verdicts, degraded = self._detector.assess(window, self._profiles)
         return Judgement(verdicts, degraded)
+
+
+class LocalForecaster:
+    """The shipped forecaster in this process, as the loop's; it knows the services' normal hour.
+
+    Nothing is read before the first forecast. Where there is no model, each forecast says so, and the loop goes on.
+    `newest` are the forecasts of the window asked about last.
+    """
+
+    def __init__(self, load: Callable[[], bytes], hour: TelemetryWindow) -> None:
+        self._load, self._hour = load, hour
+        self._forecaster: Forecaster | NatworkError | None = None
+        self.newest: tuple[LoadForecast, ...] = ()
+
+    async def forecast(self, window: TelemetryWindow) -> tuple[LoadForecast, ...]:
+        """See `Forecasting`.
+
+        Raises:
+            NatworkError: there is no forecaster, or it cannot be used here.
+        """
+        self.newest = ()
+        if self._forecaster is None:
+            self._forecaster = self._read()
+        if isinstance(self._forecaster, NatworkError):
+            raise self._forecaster
+        self.newest = self._forecaster.forecast(window)
+        return self.newest
+
+    def _read(self) -> Forecaster | NatworkError:
+        # LightGBM and torch cost seconds, and most processes that build a world forecast nothing.
+        from natwork_ray.forecasting.model_file import loads
+
+        try:
+            return loads(self._load()).commissioned(self._hour)
+        except NatworkError as error:
+            return error
+
+
+def loop_forecaster(hour: TelemetryWindow) -> LocalForecaster:
+    """The forecaster that the loop asks: in its own process, so that the same run forecasts the same, always."""
+    return LocalForecaster(lambda: ModelDirectory().load(DEFAULT_FORECASTER), hour)
 
 
 def model_bytes(config: Config) -> bytes:
@@ -436,6 +560,15 @@ def model_bytes(config: Config) -> bytes:
         raise PreconditionError(
             f"cannot read the model {config.model}: {error}", hint="`natwork train profiler` makes one"
         ) from error
+
+
+def model_source(config: Config, store: ModelDirectory, name: str) -> Callable[[], bytes]:
+    """Where the bytes of a served model come from while nobody has chosen a version of it: the file that the
+    configuration names, else the version last used in that store, else the shipped one.
+    """
+    if name == DEFAULT_MODEL and config.model is not None:
+        return lambda: model_bytes(config)
+    return lambda: store.load(name)
 
 
 def load_detector(config: Config) -> TwoStageDetector:

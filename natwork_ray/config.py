@@ -48,7 +48,7 @@ class LoopConfig(Section):
 
 
 class AlarmConfig(Section):
-    """When a flagged window becomes an alarm."""
+    """When a flagged window becomes an alarm. What is not set here comes from the model's card where it says so."""
 
     votes_needed: int = Field(default=2, ge=1, le=60, description="Flagged windows needed among the last `votes_of`.")
     votes_of: int = Field(default=3, ge=1, le=60, description="Length of the vote.")
@@ -60,6 +60,9 @@ class AlarmConfig(Section):
     )
     fast_deviation: float = Field(
         default=8.0, ge=0, description="Robust standard deviations that the fast path asks for."
+    )
+    hold: int = Field(
+        default=3, ge=1, le=60, description="Turns without a flag that close an alarm; until then any flag confirms it."
     )
     cooldown_s: float = Field(
         default=300.0, ge=0, description="No second decision for a container and kind of anomaly within this time."
@@ -135,12 +138,132 @@ class MigrationConfig(Section):
     )
 
 
+class PrometheusConfig(Section):
+    """Live telemetry from a Prometheus server (docs/prometheus.md). Samples are taken every `loop.step_s`."""
+
+    url: str = Field(default="http://127.0.0.1:9090", description="Where the server is; a path prefix is allowed.")
+    queries: Path | None = Field(
+        default=None, description="File of queries instead of the shipped one (TOML): one query per metric."
+    )
+    scrape_interval_s: float = Field(
+        default=0.0,
+        ge=0,
+        le=600,
+        description="How often the server scrapes, seconds; rates look back over four of them. 0: every `loop.step_s`.",
+    )
+    timeout_s: float = Field(
+        default=8.0,
+        gt=0,
+        le=600,
+        description="A window or a node survey has to be answered within so long, retries included.",
+    )
+    max_body_bytes: int = Field(
+        default=67_108_864, ge=1024, le=2**31, description="A larger answer, unpacked, is refused."
+    )
+    token_file: Path | None = Field(
+        default=None,
+        description="File with a bearer token; read at every request, never sent in the clear over a network.",
+    )
+    ca_file: Path | None = Field(
+        default=None, description="Certificates that the server's must descend from, instead of the usual ones (PEM)."
+    )
+    selector: str = Field(
+        default='container!="",container!="POD"',
+        description="Which containers: PromQL label matchers, put into every query in place of `$selector`.",
+    )
+    service_label: str = Field(
+        default="container", description="Label that names a container's service, whose profile it is judged by."
+    )
+    node_label: str = Field(default="instance", description="Label that names the node.")
+    exporter_host: str = Field(
+        default="127.0.0.1", description="Address at which LiMi agents answer scrapes; loopback unless told otherwise."
+    )
+    exporter_port: int = Field(
+        default=0,
+        ge=0,
+        le=65_000,
+        description="LiMi agents export their containers to scrapes from this port on, a port per node. 0: not at all.",
+    )
+
+
+class KubernetesConfig(Section):
+    """The cluster that mitigations are applied to (docs/kubernetes.md)."""
+
+    kubeconfig: Path | None = Field(
+        default=None, description="Credentials file. Without it: the pod's own account, else ~/.kube/config."
+    )
+    context: str = Field(default="", description="Context of the credentials file; empty for its current one.")
+    namespace: str = Field(
+        default="default",
+        pattern=r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$",
+        description="The one namespace that anything is changed in.",
+    )
+    dry_run: Literal["none", "server"] = Field(
+        default="none", description="server: the API server checks every change and makes none."
+    )
+    timeout_s: float = Field(default=10.0, gt=0, le=300, description="Longest wait for one answer of the API server.")
+    mesh: Literal["istio", "gateway", "none"] = Field(
+        default="istio", description="Which objects switch retries: Istio's, the Gateway API's, or there is no mesh."
+    )
+    predictive: Literal["external-metric", "keda"] = Field(
+        default="external-metric",
+        description="How forecasts reach the autoscaler: an external metric, or KEDA asking Prometheus.",
+    )
+    prometheus_url: str = Field(
+        default="http://prometheus.monitoring:9090", description="Where KEDA asks for forecasts, seen from the cluster."
+    )
+    forecast_horizon_s: int = Field(
+        default=100, ge=1, le=86_400, description="Which forecast autoscalers follow: the one so many seconds ahead."
+    )
+    requests_per_replica: float = Field(
+        default=50.0, gt=0, description="Requests per second that one replica carries, where nothing was measured."
+    )
+    vpa_mode: Literal["Off", "Initial", "Recreate", "InPlaceOrRecreate"] = Field(
+        default="Initial", description="Update mode of vertical autoscalers; Initial never evicts a running pod."
+    )
+
+
+class SdnConfig(Section):
+    """Who is told of suspect flows (docs/sdn.md)."""
+
+    kind: Literal["none", "open-vswitch", "webhook", "onos"] = Field(
+        default="none", description="Controller of a real network. The emulated and the replayed world have their own."
+    )
+    bridge: str = Field(
+        default="br0",
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,14}$",
+        description="Open vSwitch bridge that gets the rules.",
+    )
+    database: str = Field(
+        default="", description="OVSDB's address, e.g. unix:/run/openvswitch/db.sock; empty for that."
+    )
+    management: str = Field(default="", description="The bridge's OpenFlow address; empty for the machine's own.")
+    rate_packets_per_s: int = Field(
+        default=100, ge=1, le=10_000_000, description="What `rate_limit` lets through for one alert."
+    )
+    mirror_port: str = Field(
+        default="",
+        pattern=r"^([A-Za-z0-9][A-Za-z0-9_.-]{0,14})?$",
+        description="Port that `inspect` copies packets to.",
+    )
+    url: str = Field(default="", description="A controller's address (webhook, onos).")
+    token_file: Path | None = Field(
+        default=None, description="File with the controller's token, or user:password; readable by its owner only."
+    )
+    devices: str = Field(default="", description="ONOS devices that get the rules, separated by commas.")
+    timeout_s: float = Field(default=5.0, gt=0, le=60, description="Longest wait for one answer of the controller.")
+
+
 class Config(Section):
     """The whole configuration."""
 
     backend: Literal["emulated", "replay", "testbed"] = Field(
         default="emulated",
         description="Which world the loop acts on: an emulated one, recordings, or the real testbed on this machine.",
+    )
+    telemetry: Literal["own", "prometheus"] = Field(
+        default="own",
+        description="Where a real backend's samples come from: what it sees itself, or a Prometheus server.",
     )
     state_dir: Path = Field(
         default=Path("~/.local/state/natwork"), description="Journal, keys, tokens and logs; created with mode 0700."
@@ -156,6 +279,9 @@ class Config(Section):
     emulation: EmulationConfig = EmulationConfig()
     replay: ReplayConfig = ReplayConfig()
     migration: MigrationConfig = MigrationConfig()
+    kubernetes: KubernetesConfig = KubernetesConfig()
+    sdn: SdnConfig = SdnConfig()
+    prometheus: PrometheusConfig = PrometheusConfig()
 
 
 _MAX_FILE_BYTES = 1_048_576

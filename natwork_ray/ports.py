@@ -17,6 +17,7 @@ from natwork_ray.domain.actions import (
     ActionOutcome,
     AddNode,
     BlockSource,
+    FlowAlert,
     MeshRetry,
     Migrate,
     Restart,
@@ -25,6 +26,7 @@ from natwork_ray.domain.actions import (
 )
 from natwork_ray.domain.auditing import AuditRecord
 from natwork_ray.domain.migrations import ContainerLoad
+from natwork_ray.domain.model_versions import ModelVersion
 from natwork_ray.domain.runtime import (
     ContainerSpec,
     ContainerStatus,
@@ -256,6 +258,24 @@ class Firewall(Protocol):
         ...
 
 
+class SdnController(Protocol):
+    """Who programs the network's switches (Open vSwitch, a controller's REST interface, or the emulation)."""
+
+    async def alert(self, alert: FlowAlert) -> ActionOutcome:
+        """Treat the traffic of the alert's sources to its container as advised, until the alert expires.
+
+        Raises:
+            ActionError, PreconditionError: refused; nothing was changed.
+            ConflictError: the key was used for another alert.
+            TimedOutError: nobody knows whether it happened; delivering it again settles that.
+        """
+        ...
+
+    async def withdraw(self, key: str) -> ActionOutcome:
+        """Take away what the alert of that key put in place, and nothing else; harmless when there is nothing."""
+        ...
+
+
 class Orchestrator(Protocol):
     """What the cluster's orchestrator can do (Kubernetes, or the emulation)."""
 
@@ -314,4 +334,33 @@ class ModelStore(Protocol):
 
     def save(self, name: str, data: bytes) -> None:
         """Store a model under a name, atomically replacing an older one."""
+        ...
+
+
+class VersionedModelStore(ModelStore, Protocol):
+    """A ModelStore that keeps versions, by the digest of their bytes."""
+
+    def publish(self, name: str, data: bytes) -> ModelVersion:
+        """Keep a version without using it. The same bytes published again are the same version."""
+        ...
+
+    def versions(self, name: str) -> tuple[ModelVersion, ...]:
+        """The versions kept, newest first."""
+        ...
+
+    def version(self, name: str, sha256: str) -> bytes:
+        """The bytes of one version.
+
+        Raises:
+            NotFoundError: it is not kept.
+            StoreError: its bytes are no longer those of its digest.
+        """
+        ...
+
+    def use(self, name: str, sha256: str) -> None:
+        """Make a kept version the one that `load` gives.
+
+        Raises:
+            NotFoundError: it is not kept.
+        """
         ...

@@ -1,71 +1,71 @@
 """The anomaly door on Ray Serve: ingress and model in one replica.
 
-A hop between an ingress and a model deployment costs several times what the networks do, so there is none: HTTP
+A hop between an ingress and a model deployment costs several times what the model does, so there is none: HTTP
 requests are parsed, judged and answered in the process that holds the model, and the loop's supervisor calls `score`
-of the same replica by handle, arrays in and arrays out. A replica keeps nothing between calls: killing one costs a
-retry.
+of the same replica by handle, arrays in and arrays out. A replica keeps nothing between calls that a client would miss:
+killing one costs a retry. The newest samples of `/samples` lie in an actor beside the replicas.
+
+The version of the model follows the control actor's choice (agents.models); a swap refuses no request.
 
     serve run serve_apps.anomaly:app
 """
 
 from __future__ import annotations
 
-import asyncio
-from pathlib import Path
-
 import torch
 from ray import serve
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from agents.models import ModelWatch
+from agents.samples import SharedSamples
+from natwork_ray.backends import model_bytes
 from natwork_ray.config import load_config
-from natwork_ray.errors import PreconditionError
-from natwork_ray.profiling.bounds import DEFAULT_MODEL, PACKAGED_MODELS
-from natwork_ray.profiling.model_file import digest, loads
+from natwork_ray.control.models import ModelFacts
+from natwork_ray.profiling.bounds import DEFAULT_MODEL
 from natwork_ray.profiling.profile import Floats
 from natwork_ray.profiling.verdicts import Scores
-from serve_apps.anomaly_api import ModelInfo, Served, create_app
+from serve_apps.anomaly_api import create_app
+from serve_apps.anomaly_model import load_served
+from serve_apps.gathering import Gathering
+from serve_apps.model_slot import ModelSlot
 from serve_apps.security import LOOPBACK_HOSTS
-
-MODEL = PACKAGED_MODELS / f"{DEFAULT_MODEL}.safetensors"
-
-
-def load_served(path: Path = MODEL) -> Served:
-    """A model file, ready to serve.
-
-    Raises:
-        PreconditionError: there is no such file; the packaged one may have been left out of an installation.
-        InputError: the file is damaged.
-    """
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise PreconditionError(
-            f"cannot read the model {path}: {error}", hint="`natwork train profiler` makes one, or install again"
-        ) from error
-    detector = loads(data)
-    return Served(detector, ModelInfo(sha256=digest(data), window=detector.window, card=detector.card))
 
 
 class AnomalyReplica:
-    """One replica: the detector, its HTTP door, and `score` for handles."""
+    """One replica: the detector, its HTTP door, and `score` and `check` for handles."""
 
-    def __init__(self, model: Path | None = None) -> None:
+    def __init__(self) -> None:
         torch.set_num_threads(1)  # more threads than cores cost a factor of ten
-        self._served = load_served(model or load_config().model or MODEL)
+        self._config = load_config()
+        self._slot = ModelSlot(load_served, load_served(model_bytes(self._config)))
+        self._gathering = Gathering()
+        self._watch = ModelWatch(DEFAULT_MODEL, serving=lambda: self._slot.current.info.sha256, swap=self._slot.swap)
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         """The door, built in the replica: it reads the replica's own configuration."""
-        http = load_config().http
+        http = self._config.http
+        return unprefixed(
+            create_app(
+                self._slot.provide,
+                max_body_bytes=http.max_body_bytes,
+                allowed_hosts=(*LOOPBACK_HOSTS, http.host),
+                samples=SharedSamples(self._config.loop.step_s),
+                gathering=self._gathering,
+            )
+        )
 
-        async def provide() -> Served:
-            return self._served
+    async def check_health(self) -> None:
+        """Called by Serve before the first request and every few seconds: also sees to it that versions are watched."""
+        self._watch.tend()
 
-        hosts = (*LOOPBACK_HOSTS, http.host)
-        return unprefixed(create_app(provide, max_body_bytes=http.max_body_bytes, allowed_hosts=hosts))
+    async def score(self, values: Floats, references: Floats) -> Scores:
+        """Scores of values (N, T, 12) against reference rows (N, P); see `Detector.score`."""
+        return await self._gathering.score(self._slot.current.detector, values, references)
 
-    async def score(self, values: Floats, centre: Floats, scale: Floats) -> Scores:
-        """Scores of values (N, T, 12) against profiles (N, 12); see `TwoStageDetector.score`."""
-        return await asyncio.to_thread(self._served.detector.score, values, centre, scale)
+    async def check(self, data: bytes) -> ModelFacts:
+        """Load a version without using it; see `natwork_ray.control.models.ModelCheck`."""
+        tried = (await self._slot.check(data)).info
+        return ModelFacts(sha256=tried.sha256, window=tried.window, window_in_use=self._slot.current.info.window)
 
 
 def unprefixed(app: ASGIApp) -> ASGIApp:

@@ -9,11 +9,10 @@ from pathlib import Path
 
 from ray import serve
 
-from agents.naming import SERVE_ANOMALY, SERVE_GATEWAY, SERVE_MIGRATION_MODELS
+from agents.naming import SERVE_ANOMALY, SERVE_FORECAST, SERVE_GATEWAY, SERVE_MIGRATION_MODELS
 from natwork_ray.config import HttpConfig
-from serve_apps import anomaly, gateway, migration, migration_api
+from serve_apps import anomaly, anomaly_wire, forecast, forecast_api, gateway, migration, migration_api
 
-ANOMALY_PREFIX = "/api/v1/anomaly"
 _TIMEOUT_S = 60
 
 
@@ -26,17 +25,25 @@ def make_token(state_dir: Path) -> Path:
     return path
 
 
-def deploy(http: HttpConfig, *, gateway_too: bool = True, replicas: int = 1) -> str:
-    """Start Serve on loopback (unless configured otherwise) and run the applications; the base URL."""
+def deploy(http: HttpConfig, *, gateway_too: bool = True, replicas: int = 1, only: str | None = None) -> str:
+    """Start Serve on loopback (unless configured otherwise) and run the applications; the base URL.
+
+    `only` names the one application to run; `replicas` is for those of the anomaly and forecast doors.
+    """
     logging.getLogger("ray.serve").setLevel(logging.WARNING)  # of this client; it tells of every handle and step
     serve.start(
         proxy_location="HeadOnly",
         http_options={"host": http.host, "port": http.port, "request_timeout_s": _TIMEOUT_S},
         logging_config={"log_level": "WARNING", "enable_access_log": False},
     )
-    model = anomaly.Anomaly.options(num_replicas=replicas).bind()
-    serve.run(model, name=SERVE_ANOMALY, route_prefix=ANOMALY_PREFIX, blocking=False)
-    serve.run(migration.app, name=SERVE_MIGRATION_MODELS, route_prefix=migration_api.PREFIX, blocking=False)
+    applications = {
+        SERVE_ANOMALY: (anomaly.Anomaly.options(num_replicas=replicas).bind(), anomaly_wire.PREFIX),
+        SERVE_FORECAST: (forecast.Forecast.options(num_replicas=replicas).bind(), forecast_api.PREFIX),
+        SERVE_MIGRATION_MODELS: (migration.app, migration_api.PREFIX),
+    }
     if gateway_too:
-        serve.run(gateway.app, name=SERVE_GATEWAY, route_prefix="/", blocking=False)
+        applications[SERVE_GATEWAY] = (gateway.app, "/")
+    for name, (application, prefix) in applications.items():
+        if only in (None, name):
+            serve.run(application, name=name, route_prefix=prefix, blocking=False)
     return f"http://{http.host}:{http.port}"

@@ -14,10 +14,12 @@ from starlette.types import ASGIApp
 
 from agents.control import ControlClient, connect
 from agents.limi import LimiOffice
+from agents.models import ServeModelCheck
 from natwork_ray.config import load_config
 from serve_apps.gateway_api import create_app
-from serve_apps.security import LOOPBACK_HOSTS, read_token
+from serve_apps.security import LOOPBACK_HOSTS, read_token, token_digest
 from serve_apps.security import TOKEN_FILE as TOKEN_FILE
+from serve_apps.series import SeriesLimits
 
 _PATIENCE_S = 10.0
 
@@ -43,6 +45,8 @@ class GatewayReplica:
             max_body_bytes=self._http.max_body_bytes,
             allowed_hosts=(*LOOPBACK_HOSTS, self._http.host),
             agents=LimiOffice(patience_s=_PATIENCE_S),
+            check=ServeModelCheck(),
+            series=SeriesLimits(digest=None if self._http.host in LOOPBACK_HOSTS else token_digest(self._token)),
         )
 
 

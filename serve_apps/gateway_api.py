@@ -19,7 +19,7 @@ import asyncio
 import hashlib
 import uuid
 from collections.abc import Awaitable, Callable, Iterable
-from typing import Annotated
+from typing import Annotated, Protocol
 
 from fastapi import FastAPI, Header, Path, Query, Response, Security
 from fastapi.responses import PlainTextResponse, StreamingResponse
@@ -30,14 +30,19 @@ from natwork_ray.audit.log import AuditEntry
 from natwork_ray.control.api import ControlApi, LimiAgents
 from natwork_ray.control.desk import Consideration, Migration, MigrationDesk
 from natwork_ray.control.events import ApprovalAnswered, Event, ModeChanged
+from natwork_ray.control.models import ModelCheck, ModelDesk, ShelfApi
 from natwork_ray.domain.decisions import Decision, DecisionStatus
+from natwork_ray.domain.shown_turn import ShownTurn
 from natwork_ray.domain.status import LoopStatus
 from natwork_ray.domain.topology import Container, Node
 from natwork_ray.domain.values import encode
 from natwork_ray.errors import ConflictError, NatworkError, NotFoundError
 from serve_apps.event_stream import EventStream, StreamLimits, resume_point
+from serve_apps.model_routes import model_router
 from serve_apps.problems import install, printable, responses
+from serve_apps.profile_routes import profile_router
 from serve_apps.security import Door, token_digest
+from serve_apps.series import SeriesLimits, series_router
 from serve_apps.views import (
     Approval,
     AuditPage,
@@ -61,7 +66,16 @@ from serve_apps.views import (
     items_after,
 )
 
-ControlProvider = Callable[[], Awaitable[ControlApi]]
+
+class GatewayControl(ControlApi, ShelfApi, Protocol):
+    """What the gateway asks of the control service."""
+
+    async def shown_turn(self) -> ShownTurn | None:
+        """The newest turn; None when there is none, or it is long ago."""
+        ...
+
+
+ControlProvider = Callable[[], Awaitable[GatewayControl]]
 
 PREFIX = "/api/v1"
 _HEALTH_TIMEOUT_S = 2.0
@@ -75,6 +89,8 @@ def create_app(
     allowed_hosts: Iterable[str],
     stream: StreamLimits | None = None,
     agents: LimiAgents | None = None,
+    check: ModelCheck | None = None,
+    series: SeriesLimits | None = None,
 ) -> FastAPI:
     """The gateway's application.
 
@@ -85,6 +101,8 @@ def create_app(
         allowed_hosts: names without port that the server answers for.
         stream: limits of /events (default: `StreamLimits()`).
         agents: the LiMi agents, for forecasts and progress; without them migrations are predicted from limits.
+        check: tries versions of models; without it there are no routes for them.
+        series: bounds of /metrics (default: `SeriesLimits()`).
 
     Raises:
         UsageError: an unusable token, no host, or no room for a body.
@@ -111,6 +129,15 @@ def create_app(
 
     async def desk() -> MigrationDesk:
         return MigrationDesk(await control_provider(), agents)
+
+    async def model_desk() -> ModelDesk:
+        assert check is not None  # noqa: S101 - its routes are there with it only
+        return ModelDesk(await control_provider(), check)
+
+    if check is not None:
+        app.include_router(model_router(PREFIX, model_desk, bearer))
+    app.include_router(profile_router(PREFIX, control_provider, bearer))
+    app.include_router(series_router(control_provider, series or SeriesLimits()))
 
     async def change(event: Event, response: Response) -> ControlApi:
         control = await control_provider()

@@ -103,7 +103,7 @@ class Door:
         if host_name(hosts[0]) not in self._hosts:
             await problem(421, f"this server does not answer for {hosts[0][:80]!r}")(scope, receive, send)
             return
-        if self._digest is not None and scope["method"] not in _SAFE and not self._authorised(headers):
+        if self._digest is not None and scope["method"] not in _SAFE and not authorised(headers, self._digest):
             await problem(401, "a change needs a valid token")(scope, receive, send)
             return
         try:
@@ -133,15 +133,6 @@ class Door:
 
         await self._app(scope, replay, guarded)
 
-    def _authorised(self, headers: Sequence[tuple[bytes, bytes]]) -> bool:
-        given = [v for k, v in headers if k == b"authorization"]
-        if len(given) != 1 or self._digest is None:
-            return False
-        scheme, _, token = given[0].partition(b" ")
-        return scheme.lower() == b"bearer" and hmac.compare_digest(
-            hashlib.sha256(token.strip(b" ")).digest(), self._digest
-        )
-
     async def _body(self, headers: Sequence[tuple[bytes, bytes]], receive: Receive) -> bytes | None:
         """The whole body, or None when it is too large; ClientDisconnect when its end never came."""
         for name, text in headers:
@@ -160,6 +151,15 @@ class Door:
             chunks.append(chunk)
             if not message.get("more_body", False):
                 return b"".join(chunks)
+
+
+def authorised(headers: Sequence[tuple[bytes, bytes]], digest: bytes) -> bool:
+    """Whether the headers carry, once, the token of that digest; compared in constant time."""
+    given = [v for k, v in headers if k == b"authorization"]
+    if len(given) != 1:
+        return False
+    scheme, _, token = given[0].partition(b" ")
+    return scheme.lower() == b"bearer" and hmac.compare_digest(hashlib.sha256(token.strip(b" ")).digest(), digest)
 
 
 def host_name(header: str) -> str:

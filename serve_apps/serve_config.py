@@ -23,6 +23,7 @@ CONFIG = Path(__file__).with_name("config.yaml")
 APPLICATIONS = {
     "serve_apps.gateway:app": ("gateway", "/"),
     "serve_apps.anomaly:app": ("anomaly", "/api/v1/anomaly"),
+    "serve_apps.forecast:app": ("forecast", "/api/v1/forecast"),
     "serve_apps.migration:app": ("migration-models", "/api/v1/migration-models"),
 }
 # Longer than StreamLimits.stream_s, since Serve counts an event stream as one request.

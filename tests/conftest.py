@@ -9,7 +9,9 @@ import logging
 import os
 import random
 import secrets
+import shutil
 import socket
+import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
@@ -24,6 +26,10 @@ for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
 os.environ["RAY_AUTH_MODE"] = "token"
 os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+
+from agents import haproxy  # noqa: E402 - imports no Ray
+
+os.environ.update(haproxy.environment())
 
 import psutil  # noqa: E402 - after the settings above
 import pytest  # noqa: E402
@@ -95,6 +101,9 @@ def ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayCluster
         # Inherited by all processes of the cluster, and by none of the tests.
         patch.setenv("NATWORK_CONFIG", str(settled))
         patch.setenv("RAY_metrics_report_interval_ms", "500")
+        short = Path(tempfile.mkdtemp(prefix="nwt-"))  # HAProxy's sockets lie there
+        for name, text in haproxy.head_environment(short, (free_port(), free_port())).items():
+            patch.setenv(name, text)
         head = {"labels": {HOST_LABEL: "yes", NODE_LABEL: "control"}, "num_cpus": 2, "include_dashboard": False}
         cluster = Cluster(initialize_head=True, head_node_args={**head, "object_store_memory": store})
         nodes: dict[str, Any] = {"control": cluster.head_node}
@@ -113,6 +122,7 @@ def ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayCluster
             serve.shutdown()
         ray.shutdown()  # type: ignore[no-untyped-call]
         cluster.shutdown()  # type: ignore[no-untyped-call]
+        shutil.rmtree(short)
         _, alive = psutil.wait_procs(ours, timeout=15)
         for process in alive:
             process.kill()
@@ -201,3 +211,75 @@ def testbed(tools: Any) -> Iterator[RealTestbed]:
     finally:
         _ended(folder)
     assert testbeds.traces(record) == ()
+
+
+# A real Open vSwitch: root, and Debian's openvswitch-switch. Its userspace datapath needs no kernel module.
+
+
+@dataclass(frozen=True)
+class RealSwitch:
+    """A switch of the test's own: its folder, its bridge, and how its programs reach it."""
+
+    folder: Path
+    bridge: str
+
+    @property
+    def database(self) -> str:
+        return f"unix:{self.folder}/db.sock"
+
+    @property
+    def management(self) -> str:
+        return f"unix:{self.folder}/{self.bridge}.mgmt"
+
+    def vsctl(self, *words: str) -> str:
+        return _said("ovs-vsctl", f"--db={self.database}", "--timeout=10", *words)
+
+    def ofctl(self, verb: str, *words: str) -> str:
+        return _said("ovs-ofctl", "-O", "OpenFlow13", verb, self.management, *words)
+
+
+def _said(*argv: str, folder: Path | None = None) -> str:
+    env = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C"}
+    if folder is not None:
+        env["OVS_RUNDIR"] = str(folder)  # where a switch puts the sockets of its bridges
+    done = subprocess.run(argv, env=env, capture_output=True, text=True, timeout=30, check=False)
+    assert done.returncode == 0, (argv, done.stderr)
+    return done.stdout
+
+
+@pytest.fixture(scope="session")
+def open_vswitch() -> Iterator[RealSwitch]:
+    """One bridge in userspace, with its own database, sockets and processes; nothing of it is left."""
+    missing = [name for name in ("ovsdb-server", "ovs-vswitchd", "ovs-ofctl") if not shutil.which(name)]
+    if os.geteuid() != 0 or missing:
+        if os.geteuid() == 0 and os.environ.get("CI") == "1":
+            pytest.fail(f"the pipeline has no Open vSwitch: {missing} missing")
+        pytest.skip("Open vSwitch needs root and Debian's openvswitch-switch")
+    folder = Path(tempfile.mkdtemp(prefix="nwo-"))
+    switch = RealSwitch(folder, f"nwb{secrets.token_hex(3)}")
+    daemons: list[str] = []
+    own = ("--detach", "--no-chdir")
+
+    def start(name: str, *words: str) -> None:
+        control = f"{folder}/{name}.ctl"
+        logs = (f"--log-file={folder}/{name}.log", "-vconsole:off", f"--pidfile={folder}/{name}.pid")
+        _said(name, *words, f"--unixctl={control}", *logs, *own, folder=folder)
+        daemons.append(control)
+
+    try:
+        _said("ovsdb-tool", "create", f"{folder}/conf.db", "/usr/share/openvswitch/vswitch.ovsschema")
+        start("ovsdb-server", f"{folder}/conf.db", f"--remote=punix:{folder}/db.sock")
+        switch.vsctl("--no-wait", "init")
+        start("ovs-vswitchd", switch.database)
+        switch.vsctl("add-br", switch.bridge, "--", "set", "bridge", switch.bridge, "datapath_type=netdev")
+        switch.vsctl("set", "bridge", switch.bridge, "protocols=OpenFlow10,OpenFlow13,OpenFlow14")
+        yield switch
+    finally:
+        for control in reversed(daemons):
+            _said("ovs-appctl", "-t", control, "exit", *(["--cleanup"] if "vswitchd" in control else []))
+        pids = [Path(folder / f"{name}.pid") for name in ("ovs-vswitchd", "ovsdb-server")]
+        deadline = time.monotonic() + 10
+        while any(path.exists() for path in pids) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        shutil.rmtree(folder)
+    assert not any(path.exists() for path in pids)

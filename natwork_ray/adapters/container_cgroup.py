@@ -34,30 +34,30 @@ class ContainerCgroup:
     def __init__(self, path: str, root: Path = CGROUPS) -> None:
         self._relative = path.lstrip("/")
         self._root = root
-        self._unified = (root / "cgroup.controllers").exists()
+        self.unified = (root / "cgroup.controllers").exists()
 
     def folder(self, controller: str) -> Path:
         """Where the controller keeps this cgroup (version 2: one folder for all)."""
-        return self._root / self._relative if self._unified else self._root / controller / self._relative
+        return self._root / self._relative if self.unified else self._root / controller / self._relative
 
     @property
     def freezer(self) -> Path:
         """The file that freezes."""
-        return self.folder("freezer") / ("cgroup.freeze" if self._unified else "freezer.state")
+        return self.folder("freezer") / ("cgroup.freeze" if self.unified else "freezer.state")
 
     @property
     def frozen_word(self) -> str:
         """What is written to it."""
-        return "1" if self._unified else "FROZEN"
+        return "1" if self.unified else "FROZEN"
 
     def state(self) -> str:
         """`absent`, `thawed`, `freezing` or `frozen`."""
         try:
             text = self.freezer.read_text(encoding="ascii").strip()
-            events = (self.folder("") / "cgroup.events").read_text(encoding="ascii") if self._unified else ""
+            events = (self.folder("") / "cgroup.events").read_text(encoding="ascii") if self.unified else ""
         except OSError:
             return "absent"
-        if not self._unified:
+        if not self.unified:
             return text.lower()
         if text == "0":
             return "thawed"
@@ -94,7 +94,7 @@ class ContainerCgroup:
         stood = self.state() in ("frozen", "freezing")
         if stood:
             with contextlib.suppress(FileNotFoundError):
-                self.freezer.write_text("0" if self._unified else "THAWED", encoding="ascii")
+                self.freezer.write_text("0" if self.unified else "THAWED", encoding="ascii")
         return stood
 
     def members(self) -> tuple[int, ...]:
@@ -152,13 +152,13 @@ class ContainerCgroup:
 
     def cpu_s(self) -> float:
         """Processor time used so far, in seconds; 0 where nobody counts."""
-        if not self._unified:
+        if not self.unified:
             return (self.number("cpuacct", "cpuacct.usage") or 0.0) / 1e9
         return self._keyed("cpu.stat", "usage_usec") / 1e6
 
     def written_bytes(self) -> float | None:
         """Bytes written to disks so far, None where nobody counts."""
-        if self._unified:
+        if self.unified:
             return None if not (self.folder("") / "io.stat").exists() else self._keyed("io.stat", "wbytes")
         try:
             lines = (self.folder("blkio") / "blkio.throttle.io_service_bytes").read_text(encoding="ascii").splitlines()
@@ -175,7 +175,7 @@ class ContainerCgroup:
 
     def _folders(self) -> tuple[Path, ...]:
         """This cgroup and those below it in every hierarchy, deepest first."""
-        roots = [self._root] if self._unified else [entry for entry in self._root.iterdir() if entry.is_dir()]
+        roots = [self._root] if self.unified else [entry for entry in self._root.iterdir() if entry.is_dir()]
         tops = [root / self._relative for root in roots if (root / self._relative).is_dir()]
         found = [folder for top in tops for folder in (top, *(p for p in top.rglob("*") if p.is_dir()))]
         return tuple(sorted(found, key=lambda folder: len(folder.parts), reverse=True))

@@ -12,6 +12,9 @@ Rules kept:
   CPU, memory and network delay in this order; a block of at most 8 rows in a `usersurge` file is a spike, a longer one
   a step. Where a file does not fit this, its anomalous rows are of unlabelled type (-1).
 - Parsing is strict and bounded: an odd cell is an `InputError` with file, row and column, never a guess.
+- For judging (`recorded_files`) more is allowed than for training: cells that were not measured are NaN, labels may be
+  absent, and a file may have two million rows. Columns may not be absent, nor units wrong: a metric beyond what any
+  container does, or that stays below what any container does throughout a file, is an error.
 
 The set carries no licence, so it is read from where the user has it and is not part of this package.
 
@@ -21,16 +24,17 @@ The set carries no licence, so it is read from where the user has it and is not 
 
 from __future__ import annotations
 
-import csv
-import math
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from natwork_ray.adapters.number_table import read_numbers
 from natwork_ray.domain.anomaly import STAGE_2_CLASSES, AnomalyKind
 from natwork_ray.domain.labelled import LabelledRun
 from natwork_ray.domain.telemetry import METRICS, Metric
@@ -42,13 +46,15 @@ COMMISSIONING_SAMPLES = 360
 MAX_ROWS = 100_000
 MAX_FILE_BYTES = 64 * 2**20
 MAX_FILES = 2_000
+# What may be judged is larger than what may be trained on: judging needs memory for numbers and verdicts only.
+MAX_JUDGED_ROWS = 2_000_000
+MAX_JUDGED_BYTES = 512 * 2**20
 # Longest block of a usersurge recording that is a spike rather than a step (the longest spike seen has 6 rows).
 SPIKE_ROWS = 8
 
 LABEL = "Normal/Attack"
 # Ignored: the authors' supplement adds it.
 _IGNORED = frozenset({"time_"})
-_NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 _NAME = re.compile(
     r"(?P<service>[A-Za-z0-9][A-Za-z0-9_.-]{0,62}?)_(?P<kind>normal|other_anoms|usersurge)(?P<run>\d{0,9})\.csv"
 )
@@ -56,29 +62,35 @@ _NAME = re.compile(
 
 @dataclass(frozen=True)
 class _Column:
-    """A column of the files: what multiplies it into SI, and the range in SI that a service can be in."""
+    """A column of the files: what multiplies it into SI, and the range in SI that a service can be in.
+
+    `rest` is for the whole file: a metric that is not always 0 exceeds it at least once.
+    """
 
     name: str
     to_si: float
     low: float
     high: float
+    rest: float = 0.0
 
 
-# The ranges catch columns in the wrong unit, off by 10^9: no container reads a terabyte a second.
+# The ranges catch columns in the wrong unit, off by 10^9 either way: no container reads a terabyte a second, none that
+# does anything sends less than a byte in 10 s, holds less than a page, or is asked less than once in three hours.
 _COLUMNS: dict[Metric, _Column] = {
-    Metric.DISK_READ: _Column("total_disk_read_throughput", 1e9, 0.0, 1e12),
-    Metric.DISK_WRITE: _Column("total_disk_write_throughput", 1e9, 0.0, 1e12),
-    Metric.MEMORY_RSS: _Column("rss", 1.0, 0.0, 1e14),
-    Metric.MEMORY_VSIZE: _Column("vsize", 1.0, 0.0, 1e15),
-    Metric.CPU: _Column("cpu_usage", 1.0, 0.0, 64.0),
-    Metric.NETWORK_RX: _Column("rx_bytes_per_ns", 1e9, 0.0, 1e12),
-    Metric.NETWORK_TX: _Column("tx_bytes_per_ns", 1e9, 0.0, 1e12),
+    Metric.DISK_READ: _Column("total_disk_read_throughput", 1e9, 0.0, 1e12, 0.09),
+    Metric.DISK_WRITE: _Column("total_disk_write_throughput", 1e9, 0.0, 1e12, 0.09),
+    Metric.MEMORY_RSS: _Column("rss", 1.0, 0.0, 1e14, 4095.0),
+    Metric.MEMORY_VSIZE: _Column("vsize", 1.0, 0.0, 1e15, 4095.0),
+    Metric.CPU: _Column("cpu_usage", 1.0, 0.0, 64.0, 1e-7),
+    Metric.NETWORK_RX: _Column("rx_bytes_per_ns", 1e9, 0.0, 1e12, 0.09),
+    Metric.NETWORK_TX: _Column("tx_bytes_per_ns", 1e9, 0.0, 1e12, 0.09),
     Metric.LATENCY_P50: _Column("latency_p50", 1e-9, 1e-6, 1e5),
     Metric.LATENCY_P90: _Column("latency_p90", 1e-9, 1e-6, 1e5),
     Metric.LATENCY_P99: _Column("latency_p99", 1e-9, 1e-6, 1e5),
-    Metric.THROUGHPUT: _Column("request_throughput", 1e9, 0.0, 1e8),
-    Metric.ERRORS: _Column("errors_per_ns", 1e9, 0.0, 1e8),
+    Metric.THROUGHPUT: _Column("request_throughput", 1e9, 0.0, 1e8, 1e-4),
+    Metric.ERRORS: _Column("errors_per_ns", 1e9, 0.0, 1e8, 1e-4),
 }
+_NAMES = [_COLUMNS[metric].name for metric in METRICS]
 _LATENCIES = (Metric.LATENCY_P50, Metric.LATENCY_P90, Metric.LATENCY_P99)
 
 
@@ -98,6 +110,30 @@ class Recording:
     labelled: LabelledRun
 
 
+@dataclass(frozen=True, eq=False)
+class RecordedFile:
+    """One file to be judged.
+
+    Attributes:
+        name: path below the folder, e.g. `anomaly_data/fd_usersurge2.csv`.
+        labelled: its samples; `kinds` means nothing where `has_labels` is false.
+        has_labels: whether the file says which rows are anomalous. Normal recordings are normal by their name.
+    """
+
+    name: str
+    kind: RecordingKind
+    labelled: LabelledRun
+    has_labels: bool
+
+
+@dataclass(frozen=True)
+class UnreadableFile:
+    """A file that breaks the format, and how."""
+
+    name: str
+    error: NatworkError
+
+
 def read_recordings(folder: Path) -> tuple[Recording, ...]:
     """All recordings of a folder, sorted by run number, service and kind.
 
@@ -107,8 +143,45 @@ def read_recordings(folder: Path) -> tuple[Recording, ...]:
         PreconditionError: the folder or its recordings are not there.
         InputError: a file that breaks the format; the message names file, row and column.
     """
-    root = folder / "sample_dataset" if (folder / "sample_dataset").is_dir() else folder
-    found: list[tuple[int, str, RecordingKind, Path]] = []
+    return tuple(
+        Recording(found.kind, read_recording(found.path, service=found.service, run=str(found.run), kind=found.kind))
+        for found in _found_in(folder)
+    )
+
+
+def recorded_files(folder: Path) -> Iterator[RecordedFile | UnreadableFile]:
+    """The files of a folder for judging, sorted by run number, service and kind, one at a time.
+
+    Raises:
+        PreconditionError: the folder or its recordings are not there.
+        InputError: a file's name breaks the format. What is inside a file never raises: it is an `UnreadableFile`.
+    """
+    root = _root_of(folder)
+    for found in _found_in(folder):
+        name = found.path.relative_to(root).as_posix()
+        try:
+            labelled, has_labels = _read_leniently(found)
+        except InputError as error:
+            yield UnreadableFile(name, error)
+        else:
+            yield RecordedFile(name, found.kind, labelled, has_labels)
+
+
+@dataclass(frozen=True)
+class _Found:
+    run: int
+    service: str
+    kind: RecordingKind
+    path: Path
+
+
+def _root_of(folder: Path) -> Path:
+    return folder / "sample_dataset" if (folder / "sample_dataset").is_dir() else folder
+
+
+def _found_in(folder: Path) -> list[_Found]:
+    root = _root_of(folder)
+    found: list[_Found] = []
     paths = sorted(p for part in ("normal_data", "anomaly_data") for p in (root / part).glob("*.csv"))
     if len(paths) > MAX_FILES:
         raise InputError(f"{root} holds {len(paths)} files", hint=f"at most {MAX_FILES} are read at once")
@@ -119,23 +192,18 @@ def read_recordings(folder: Path) -> tuple[Recording, ...]:
                 f"{path}: not a name of the iAnomaly format",
                 hint="names are <service>_normal<n>.csv, <service>_other_anoms<n>.csv, <service>_usersurge<n>.csv",
             )
-        kind = RecordingKind(match["kind"])
-        found.append((int(match["run"] or 1), match["service"], kind, path))
+        found.append(_Found(int(match["run"] or 1), match["service"], RecordingKind(match["kind"]), path))
     if not found:
         raise PreconditionError(
             f"no recordings under {root}",
             hint="name the folder that holds normal_data/ and anomaly_data/; docs/data.md says where it is published",
         )
     order = list(RecordingKind)
-    found.sort(key=lambda entry: (entry[0], entry[1], order.index(entry[2])))
-    keys = [entry[:3] for entry in found]
-    twice = next((e for e, key in zip(found[1:], keys, strict=False) if e[:3] == key), None)
+    found.sort(key=lambda one: (one.run, one.service, order.index(one.kind)))
+    twice = next((b for a, b in pairwise(found) if (a.run, a.service, a.kind) == (b.run, b.service, b.kind)), None)
     if twice is not None:
-        raise InputError(f"{twice[3]}: run {twice[0]} is there twice", hint="keep one of the two files")
-    return tuple(
-        Recording(kind, read_recording(path, service=service, run=str(run), kind=kind))
-        for run, service, kind, path in found
-    )
+        raise InputError(f"{twice.path}: run {twice.run} is there twice", hint="keep one of the two files")
+    return found
 
 
 def labelled_runs(recordings: tuple[Recording, ...]) -> tuple[LabelledRun, ...]:
@@ -150,17 +218,50 @@ def read_recording(path: Path, *, service: str, run: str, kind: RecordingKind) -
         InputError: the file breaks the format; the message names file, row (1 is the first below the header), column.
     """
     with_label = kind is not RecordingKind.NORMAL
-    table = _read_table(path, with_label=with_label)
+    table = read_numbers(
+        path,
+        [*_NAMES, LABEL] if with_label else _NAMES,
+        ignored=_IGNORED,
+        max_rows=MAX_ROWS,
+        max_bytes=MAX_FILE_BYTES,
+    ).values
+    return _as_run(path, table, service=service, run=run, kind=kind)
+
+
+def _read_leniently(found: _Found) -> tuple[LabelledRun, bool]:
+    table = read_numbers(
+        found.path,
+        _NAMES,
+        optional=(LABEL,),
+        ignored=_IGNORED,
+        missing_allowed=True,
+        max_rows=MAX_JUDGED_ROWS,
+        max_bytes=MAX_JUDGED_BYTES,
+    ).values
+    has_labels = table.shape[1] > len(_NAMES)
+    run = _as_run(found.path, table, service=found.service, run=str(found.run), kind=found.kind)
+    return run, has_labels or found.kind is RecordingKind.NORMAL
+
+
+def _as_run(path: Path, table: NDArray[np.float64], *, service: str, run: str, kind: RecordingKind) -> LabelledRun:
     values = _to_si(path, table)
-    labels = table[:, len(METRICS)].astype(np.int8) if with_label else np.zeros(len(table), dtype=np.int8)
+    labels = table[:, len(_NAMES)] if table.shape[1] > len(_NAMES) else np.zeros(len(table))
+    odd = np.flatnonzero((labels != 0.0) & (labels != 1.0))
+    if len(odd):
+        raise InputError(
+            f"{path}, row {int(odd[0]) + 1}, column {LABEL}: '{labels[odd[0]]:g}'", hint="0 is normal, 1 is anomalous"
+        )
+    anomalous = labels != 0.0
+    # A normal hour that is labelled otherwise is normal only up to there.
+    hour = min(len(table), COMMISSIONING_SAMPLES) if kind is RecordingKind.NORMAL else 0
     return LabelledRun(
         service=service,
         run=run,
         backend=Backend.REPLAYED,
         step_s=STEP_S,
         values=values,
-        kinds=_kinds(labels, kind),
-        commissioning=min(len(table), COMMISSIONING_SAMPLES) if kind is RecordingKind.NORMAL else 0,
+        kinds=_kinds(anomalous, kind),
+        commissioning=int(np.flatnonzero(anomalous)[0]) if anomalous[:hour].any() else hour,
     )
 
 
@@ -170,9 +271,11 @@ def blocks(anomalous: NDArray[np.bool_]) -> list[tuple[int, int]]:
     return [(int(a), int(b)) for a, b in zip(edges[::2], edges[1::2], strict=True)]
 
 
-def _kinds(labels: NDArray[np.int8], kind: RecordingKind) -> NDArray[np.int8]:
-    kinds = np.where(labels != 0, -1, 0).astype(np.int8)
-    found = blocks(labels != 0)
+def _kinds(anomalous: NDArray[np.bool_], kind: RecordingKind) -> NDArray[np.int8]:
+    kinds = np.where(anomalous, -1, 0).astype(np.int8)
+    if kind is RecordingKind.NORMAL:
+        return kinds
+    found = blocks(anomalous)
     if kind is RecordingKind.OTHER_ANOMALIES:
         names = [AnomalyKind.HIGH_CPU, AnomalyKind.HIGH_MEMORY, AnomalyKind.NETWORK_LATENCY]
         if len(found) != len(names):
@@ -186,76 +289,6 @@ def _kinds(labels: NDArray[np.int8], kind: RecordingKind) -> NDArray[np.int8]:
     return kinds
 
 
-def _read_table(path: Path, *, with_label: bool) -> NDArray[np.float64]:
-    """(rows, 12 or 13) numbers in the files' own units, in the order of `METRICS`, the label last."""
-    wanted = [_COLUMNS[m].name for m in METRICS] + ([LABEL] if with_label else [])
-    rows: list[list[float]] = []
-    try:
-        size = path.stat().st_size
-        if size > MAX_FILE_BYTES:
-            raise InputError(f"{path}: {size} bytes", hint=f"a recording has at most {MAX_FILE_BYTES} bytes")
-        with path.open(encoding="utf-8", newline="") as file:
-            reader = csv.reader(file, strict=True)
-            places = _places(path, next(reader, []), wanted)
-            for number, cells in enumerate(reader, start=1):
-                if number > MAX_ROWS:
-                    raise InputError(
-                        f"{path}: more than {MAX_ROWS} rows", hint="split the recording, or keep every 10 s only"
-                    )
-                rows.append(_numbers(path, number, cells, places))
-    except NatworkError:
-        raise
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{path}: {error}", hint="it must be a readable UTF-8 CSV file") from error
-    if not rows:
-        raise InputError(f"{path}: no rows", hint="the recording is empty: leave the file out")
-    return np.array(rows, dtype=np.float64)
-
-
-def _places(path: Path, header: list[str], wanted: list[str]) -> dict[str, int]:
-    """Where each wanted column stands; the header's width is checked against every row through `''`."""
-    missing = [name for name in wanted if name not in header]
-    if missing:
-        raise InputError(
-            f"{path}: columns missing: {', '.join(missing)}", hint=f"the header must name {', '.join(wanted)}"
-        )
-    odd = [name for name in header if name not in wanted and name not in _IGNORED]
-    if odd or len(set(header)) != len(header):
-        raise InputError(
-            f"{path}: unknown or repeated columns: {', '.join(odd or header)[:200]}",
-            hint=f"the header must name each of these once: {', '.join(wanted)}",
-        )
-    return {name: header.index(name) for name in wanted} | {"": len(header)}
-
-
-def _numbers(path: Path, number: int, cells: list[str], places: dict[str, int]) -> list[float]:
-    if len(cells) != places[""]:
-        raise InputError(
-            f"{path}, row {number}: {len(cells)} cells instead of {places['']}",
-            hint="every row is as wide as the header",
-        )
-    row = []
-    for name, place in places.items():
-        if not name:
-            continue
-        text = cells[place].strip(" ")
-        if len(text) > 64 or _NUMBER.fullmatch(text) is None:
-            raise InputError(
-                f"{path}, row {number}, column {name}: {cells[place][:40]!r} is not a number",
-                hint="every cell is a decimal number; drop rows that were not measured",
-            )
-        cell = float(text)
-        if name == LABEL and cell not in (0.0, 1.0):
-            raise InputError(f"{path}, row {number}, column {name}: {text!r}", hint="0 is normal, 1 is anomalous")
-        if cell < 0 or not math.isfinite(cell):
-            raise InputError(
-                f"{path}, row {number}, column {name}: {text!r} is out of range",
-                hint="metrics are finite and not negative",
-            )
-        row.append(cell)
-    return row
-
-
 def _to_si(path: Path, table: NDArray[np.float64]) -> NDArray[np.float32]:
     values = np.empty((len(table), len(METRICS)), dtype=np.float64)
     for k, metric in enumerate(METRICS):
@@ -264,11 +297,15 @@ def _to_si(path: Path, table: NDArray[np.float64]) -> NDArray[np.float32]:
         if metric in _LATENCIES:
             si = np.where(si == 0.0, np.nan, si)
         bad = (si < column.low) | (si > column.high)
-        if bad.any():
-            row = int(np.flatnonzero(bad)[0])
+        some = si[si > 0.0]
+        at_rest = len(some) > 0 and float(some.max()) <= column.rest
+        if bad.any() or at_rest:
+            row = int(np.flatnonzero(bad if bad.any() else si > 0.0)[0])
+            expected = f"up to {column.high:g}" if column.low == 0.0 else f"{column.low:g} to {column.high:g}"
+            above = f", and somewhere above {column.rest:g}" if column.rest else ""
             raise InputError(
                 f"{path}, row {row + 1}, column {column.name}: {float(table[row, k])!r} cannot be right",
-                hint=f"in SI units that is {si[row]:.3g}; expected {column.low:g} to {column.high:g}: check the unit",
+                hint=f"in SI units that is {si[row]:.3g}; expected {expected}{above}: check the unit",
             )
         values[:, k] = si
     return values.astype(np.float32)

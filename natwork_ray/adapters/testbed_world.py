@@ -249,6 +249,11 @@ class TestbedWorld(MigrationOnly):
         for layout in self.record.nodes:
             self._ports[layout.name] = build_ports(self.record, layout.name, self.tools)
 
+    def addresses(self, container: str) -> tuple[str, ...]:
+        """The container's IP addresses; none where no node has its bundle."""
+        specs = (spec for layout in self.record.nodes for spec in specs_of(layout))
+        return tuple(dict.fromkeys(s.address.partition("/")[0] for s in specs if s.name == container))
+
     def agent(self, node: str) -> MigrationAgent:
         """The agent of a node.
 

@@ -11,7 +11,7 @@ import typer
 
 from natwork_ray.adapters.sqlite_journal import SqliteJournal
 from natwork_ray.audit.bench import measure
-from natwork_ray.cli import bench_chaos, bench_loop, bench_migration, bench_schedule
+from natwork_ray.cli import bench_chaos, bench_loop, bench_migration, bench_schedule, bench_serving
 from natwork_ray.cli.bench_migration import BenchBackend, size_bytes
 from natwork_ray.cli.output import Format, FormatOption, JsonOption, chosen, progress_bar, write_json, write_rows
 from natwork_ray.cli.settings import settle
@@ -170,3 +170,18 @@ def schedule(
         write_json(document)
     else:
         write_rows(bench_schedule.rows(document), bench_schedule.COLUMNS, output, title="ways")
+
+
+@app.command()
+def serving(
+    seconds: Annotated[float, typer.Option(min=0.5, max=600, help="Time for each figure.")] = 8.0,
+    rounds: Annotated[int, typer.Option(min=1, max=1000, help="Turns in which Serve and uvicorn alternate.")] = 8,
+    as_json: JsonOption = False,
+) -> None:
+    """Windows judged per second: in process, through Ray Serve, and behind plain uvicorn, in one run."""
+    with progress_bar(quiet=as_json) as bar:
+        document = bench_serving.run(seconds=seconds, rounds=rounds, bar=bar)
+    if as_json:
+        write_json(document)
+    else:
+        write_rows(bench_serving.rows(document), bench_serving.COLUMNS, Format.TABLE, title="serving")

@@ -13,16 +13,26 @@ from pathlib import Path
 
 from natwork_ray.adapters.sqlite_journal import SqliteJournal
 from natwork_ray.audit.verify import verify_export
-from natwork_ray.backends import LocalJudge, World, WorldFacts, build_world, load_detector, move_predictor, run_started
+from natwork_ray.backends import (
+    FORECAST_SAMPLES,
+    LocalJudge,
+    World,
+    WorldFacts,
+    build_world,
+    load_detector,
+    loop_forecaster,
+    move_predictor,
+    run_started,
+)
 from natwork_ray.config import Config
 from natwork_ray.control.cycle import Hands, LoopCycle, Turn
 from natwork_ray.control.direct import DirectControl
+from natwork_ray.control.profile_keeping import ProfileKeeper
 from natwork_ray.domain.actions import ActionOutcome, Instruction
 from natwork_ray.domain.decisions import Decision
 from natwork_ray.domain.quota import QuotaAccount
 from natwork_ray.domain.status import LoopStatus
 from natwork_ray.domain.topology import Topology
-from natwork_ray.profiling.profile import ProfileBook
 
 
 @dataclass(frozen=True)
@@ -93,21 +103,28 @@ async def run_in_process(
         topology = await world.orchestrator.topology()
         (answer,) = await control.submit((run_started(config, facts, topology),))
         answer.unwrap()
+        keeper = ProfileKeeper(control=control, telemetry=world.telemetry, hour=hour)
+        await keeper.begin(facts.begins_s)
+        judge = LocalJudge(load_detector(config), keeper.book)
         hands: dict[str, Hands] = {}
         cycle = LoopCycle(
             telemetry=world.telemetry,
-            judge=LocalJudge(load_detector(config), ProfileBook.learn(hour)),
+            judge=judge,
             control=control,
             orchestrator=world.orchestrator,
             node_hands=hands,
             cluster_hands=WorldHands(world),
             window_length=config.loop.window,
+            forecaster=loop_forecaster(hour),
+            forecast_length=FORECAST_SAMPLES,
         )
         for number in range(1, round((facts.ends_s - facts.begins_s) / facts.step_s) + 1):
             at_s = facts.begins_s + number * facts.step_s
             world.advance(at_s)
             hands.update((node.name, WorldHands(world)) for node in (await world.orchestrator.topology()).nodes)
             turn = await cycle.turn(at_s)
+            if await keeper.mind(at_s):
+                judge.use(keeper.book)
             if on_turn is not None:
                 on_turn(turn)
         outcomes = await control.outcomes()

@@ -174,12 +174,35 @@ def status(
     if output is Format.TABLE:
         for key in keys:
             talk.print(f"{key:18} {printable(str(state.get(key)))}")
+        for line in _ahead(state):
+            talk.print(printable(line), soft_wrap=True)
     write_rows(rows, ("name", "node", "replicas", "cpu_limit_cores", "quota_left_s"), output, title="containers")
     if not trouble and state.get("backend") == Backend.REAL.value and not state.get("turns"):
         talk.print(f"ready: orders are taken; profiles are being learnt {_learning(state_dir)}", soft_wrap=True)
     if trouble:
         talk.print(f"the loop stands still: {printable(str(trouble))}", style="red", soft_wrap=True)
         raise typer.Exit(ExitCode.FAILED)
+
+
+def _ahead(state: dict[str, Any]) -> list[str]:
+    """What is expected, and whether what is taken for normal still holds, in words; nothing where nothing is known."""
+    lines = []
+    drifted = state.get("drifted") or []
+    if drifted:
+        lines.append(
+            f"profile drifted    {', '.join(map(str, drifted))}: read verdicts with care (natwork profile drift)"
+        )
+    outlook = state.get("outlook") or {}
+    if outlook.get("containers"):
+        told = f"{outlook['containers']} containers, {outlook.get('stable', 0)} stable"
+        for key, word in (("rising", "rising"), ("resilience", "resilience first")):
+            if outlook.get(key):
+                told += f"; {word}: {', '.join(outlook[key][:5])}"
+        lines.append(f"{'forecast':18} {told}")
+        lines += [f"{'':18} {a.get('reason')}" for a in (outlook.get("advised") or [])[:5]]
+    if outlook.get("degraded"):
+        lines.append(f"forecasts degraded {outlook['degraded']}")
+    return lines
 
 
 def _state(state_dir: Path, wait: float) -> dict[str, Any]:

@@ -16,7 +16,26 @@ from typing import Annotated
 import typer
 
 from natwork_ray import __version__
-from natwork_ray.cli import audit, bench, demo, doctor, lifecycle, migrate, migrations, operate, selector, testbed
+from natwork_ray.cli import (
+    audit,
+    bench,
+    causes,
+    demo,
+    detecting,
+    doctor,
+    exporter,
+    forecasting,
+    lifecycle,
+    migrate,
+    migrations,
+    mitigations,
+    models,
+    operate,
+    profiles,
+    reproducing,
+    selector,
+    testbed,
+)
 from natwork_ray.cli.output import printable, talk
 from natwork_ray.cli.settings import remember
 from natwork_ray.errors import ExitCode, NatworkError
@@ -62,18 +81,24 @@ app.command("up", epilog=lifecycle.UP_EXAMPLES)(lifecycle.up)
 app.command("status")(lifecycle.status)
 app.command("down")(lifecycle.down)
 app.command("doctor", epilog=doctor.EXAMPLES)(doctor.doctor)
+app.command("detect", epilog=detecting.EXAMPLES)(detecting.detect)
 app.command("decisions")(operate.decisions)
 app.command("approve", epilog=operate.APPROVE_EXAMPLES)(operate.approve)
 app.command("mode")(operate.mode)
 app.command("migrate", epilog=migrate.EXAMPLES)(migrate.migrate)
 app.command("migrate-service", epilog=migrate.SERVICE_EXAMPLES)(migrate.migrate_service)
+app.command("exporter", epilog=exporter.EXAMPLES)(exporter.exporter)
 app.add_typer(migrate.app, name="migration")
 app.add_typer(migrations.app, name="migrations")
+app.add_typer(mitigations.app, name="mitigations")
+app.add_typer(models.app, name="models")
 app.add_typer(testbed.app, name="testbed")
 app.add_typer(audit.app, name="audit")
-app.add_typer(selector.train_app, name="train")  # with `train profiler`, which it adds to
-app.add_typer(selector.reproduce_app, name="reproduce")
+app.add_typer(forecasting.train_app, name="train")  # with `train profiler|selector`, which add to the same
+app.add_typer(reproducing.reproduce_app, name="reproduce")
 app.add_typer(bench.app, name="bench")
+app.add_typer(causes.app, name="causes")
+app.add_typer(profiles.app, name="profile")
 
 
 def main() -> None:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import fnmatch
 import os
-import shutil
-import tempfile
 from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,6 +13,7 @@ import typer
 
 from natwork_ray.adapters.migration_data import CollectionFile, part_of
 from natwork_ray.cli.output import JsonOption, progress_bar, require_room, talk, write_json
+from natwork_ray.cli.workers import own_cluster
 from natwork_ray.domain.values import Backend
 from natwork_ray.emulation.collecting import collect_emulated
 from natwork_ray.errors import UsageError
@@ -141,21 +140,10 @@ def _source(plan: CollectionPlan, keys: Sequence[RunKey], workers: int | None) -
 
 def _on_ray(plan: CollectionPlan, keys: Sequence[RunKey], workers: int) -> Source:
     """A cluster of our own for as long as it takes."""
-    from agents import cluster
-
-    state_dir = Path(tempfile.mkdtemp(prefix="natwork-collect-"))
-    os.environ.update(cluster.environment(state_dir))
-    try:
-        talk.print(f"Starting Ray with {workers} workers ...")
-        cluster.start(state_dir, dashboard=False, cpus=workers)
-        cluster.connect(state_dir)
+    with own_cluster(workers, prefix="natwork-collect-"):
         from agents.collecting import fan_out
 
         yield from fan_out(plan, keys, workers=workers)
-    finally:
-        cluster.disconnect()
-        cluster.end(state_dir)
-        shutil.rmtree(state_dir, ignore_errors=True)
 
 
 def _tell(result: dict[str, Any], as_json: bool, words: str) -> None:

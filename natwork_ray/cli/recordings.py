@@ -1,4 +1,4 @@
-"""Recorded telemetry for the demo: which folder, and a model that has not seen the run that is replayed."""
+"""Recorded telemetry: which folder, and for the demo a model that has not seen the run that is replayed."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from pathlib import Path
 from natwork_ray.adapters.ianomaly import labelled_runs, read_recordings
 from natwork_ray.adapters.replay import ReplayTelemetry
 from natwork_ray.cli.output import progress_bar, talk
-from natwork_ray.cli.settings import whole
+from natwork_ray.cli.settings import settle, whole
 from natwork_ray.config import Config
+from natwork_ray.domain.labelled import LabelledRun
 from natwork_ray.errors import PreconditionError, UsageError
 
 
@@ -57,3 +58,21 @@ def train_on_other_runs(config: Config, place: Path) -> Config:
     path.write_bytes(model)
     talk.print(f"Profiler trained on runs {', '.join(names)}; run {run} was not seen. Model: {path}", soft_wrap=True)
     return config.model_copy(update={"model": path, "replay": config.replay.model_copy(update={"run": run})})
+
+
+def recordings_in(data: Path | None) -> tuple[LabelledRun, ...]:
+    """Labelled recordings of a folder, or of the configured data folder.
+
+    Raises:
+        PreconditionError: no folder is named, or it holds no normal recording.
+        InputError: a recording that breaks the format.
+    """
+    if data is None:
+        data_dir = settle().data_dir
+        if data_dir is None:
+            raise PreconditionError("no recordings", hint="name the folder with --data, or set NATWORK_DATA_DIR")
+        data = data_dir / "ianomaly"
+    labelled = labelled_runs(read_recordings(data))
+    if not any(run.commissioning for run in labelled):
+        raise PreconditionError(f"{data} holds no normal recording", hint="profiles are learnt from normal_data/")
+    return labelled

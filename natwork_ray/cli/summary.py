@@ -20,6 +20,7 @@ from natwork_ray.domain.actions import (
     ActionOutcome,
     AddNode,
     BlockSource,
+    FlowAlert,
     Instruction,
     MeshRetry,
     Migrate,
@@ -243,3 +244,6 @@ def _did(instruction: Instruction) -> str:
             return f"mesh retries for {name} switched {'on' if instruction.enabled else 'off'},"
         case BlockSource():
             return f"{instruction.source} blocked from {name},"
+        case FlowAlert():
+            sources = ", ".join(s.source for s in instruction.sources)
+            return f"the network was told of {sources} on the way to {name} ({instruction.advice}),"

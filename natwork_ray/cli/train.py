@@ -1,34 +1,30 @@
-"""`natwork train profiler` and `natwork reproduce table-2`."""
+"""`natwork train profiler`; the groups `natwork train` and `natwork reproduce` begin here."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
 from natwork_ray.adapters.ianomaly import labelled_runs as recorded_runs
 from natwork_ray.adapters.ianomaly import read_recordings
+from natwork_ray.cli.computing import ResumeOption, SeedsOption, WorkersOption, compute
 from natwork_ray.cli.output import (
-    Format,
-    FormatOption,
     JsonOption,
-    chosen,
     progress_bar,
     require_room,
     talk,
     write_json,
-    write_rows,
     written_whole,
 )
-from natwork_ray.cli.settings import settle
 from natwork_ray.domain.labelled import LabelledRun
 from natwork_ray.domain.values import plain
 from natwork_ray.emulation.training_set import labelled_runs as emulated_runs
-from natwork_ray.errors import PreconditionError
-from natwork_ray.profiling.bounds import DEFAULT_MODEL, TABLE_2_EPOCHS, TABLE_2_FOLDS
+from natwork_ray.errors import UsageError
+from natwork_ray.profiling.bounds import DEFAULT_MODEL
 from natwork_ray.profiling.model_card import TrainingSettings
 
 train_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Train the models.")
@@ -50,79 +46,100 @@ def training_data(folder: Path | None, *, seed: int, runs: int, hours: float) ->
 @train_app.command(
     epilog="Examples:\n\nnatwork train profiler --out model.safetensors\n\n"
     "natwork train profiler --data FOLDER --out model.safetensors   (recordings in iAnomaly's format)\n\n"
-    "natwork --set model=model.safetensors demo   (use it)"
+    "natwork train profiler --data FOLDER --out m.safetensors --evaluate --seeds 3 --workers 2 --resume WORK\n\n"
+    "natwork detect --model model.safetensors --data OTHER   (use it)"
 )
 def profiler(
     out: Annotated[Path, typer.Option(help="File to write.")] = Path(f"{DEFAULT_MODEL}.safetensors"),
     data: Annotated[Path | None, typer.Option(help="Recordings in iAnomaly's format; emulated runs without.")] = None,
-    seed: Annotated[
-        int, typer.Option(min=0, help="Seed of initial weights and batch order.")
-    ] = TrainingSettings().seed,
-    epochs: Annotated[int, typer.Option(min=1, help="Epochs per network.")] = TrainingSettings().epochs,
-    window: Annotated[int, typer.Option(min=4, help="Samples per window.")] = TrainingSettings().window,
+    detector: Annotated[
+        Literal["best", "annex-a"], typer.Option(help="The default detector, or Annex A's networks alone.")
+    ] = TrainingSettings().detector,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of everything random in training.")] = TrainingSettings().seed,
+    epochs: Annotated[
+        int | None, typer.Option(min=1, help="Epochs per network.", show_default=str(TrainingSettings().epochs))
+    ] = None,
+    window: Annotated[
+        int | None, typer.Option(min=4, help="Samples per window.", show_default=str(TrainingSettings().window))
+    ] = None,
     data_seed: Annotated[int, typer.Option(min=0, help="Seed of the emulated runs.")] = SHIPPED_DATA_SEED,
     runs: Annotated[int, typer.Option(min=2, help="Number of emulated runs.")] = SHIPPED_RUNS,
     hours: Annotated[float, typer.Option(min=1.1, help="Length of each emulated run.")] = SHIPPED_HOURS,
+    evaluate: Annotated[
+        bool, typer.Option("--evaluate", help="Also train without each run in turn, and tell how well it does there.")
+    ] = False,
+    seeds: SeedsOption = 1,
+    workers: WorkersOption = 0,
+    resume: ResumeOption = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the file when it is there.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Train both stages of the profiler (D3.3 Annex A). The defaults rebuild the shipped model."""
+    """Train both stages of the profiler (D3.3 section 6.1). The defaults rebuild the shipped model."""
     require_room(out, force=force)
+    if not evaluate and (seeds, workers, resume) != (1, 0, None):
+        raise UsageError("--seeds, --workers and --resume without --evaluate", hint="they are about the evaluation")
     from natwork_ray.profiling.model_file import digest, loads
     from natwork_ray.profiling.training import train_profiler
 
-    settings = replace(TrainingSettings(), seed=seed, epochs=epochs, window=window)
+    settings = settings_of(detector, seed=seed, epochs=epochs, window=window)
     talk.print("Collecting labelled runs ...")
     labelled = training_data(data, seed=data_seed, runs=runs, hours=hours)
+    # First, so that a run that was killed has not written a model that a second one would refuse to replace.
+    evaluation = (
+        evaluated(labelled, settings, seeds=seeds, workers=workers, resume=resume, quiet=as_json) if evaluate else None
+    )
     with progress_bar(quiet=as_json) as bar:
         model = train_profiler(labelled, settings, shown_on(bar))
     with written_whole(out) as stream:
         stream.write(model)
     card = loads(model).card
     result = {"file": str(out), "sha256": digest(model), "bytes": len(model), "card": plain(card)}
+    if evaluation is not None:
+        result["by_run"] = evaluation
     if as_json:
         write_json(result)
-    else:
-        talk.print(f"{out}: {len(model)} bytes, sha256 {digest(model)}", soft_wrap=True)
-        talk.print(f"out-of-fold, split by run: {plain(card.out_of_fold)}", soft_wrap=True)
-
-
-@reproduce_app.command(
-    "table-2",
-    epilog="Example:\n\nnatwork reproduce table-2 --data FOLDER --json",
-)
-def reproduce_table_2(
-    data: Annotated[
-        Path | None, typer.Option(help="Recordings in iAnomaly's format (default: data_dir/ianomaly).")
-    ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of everything random.")] = 7,
-    epochs: Annotated[int, typer.Option(min=1, help="Epochs per network.")] = TABLE_2_EPOCHS,
-    folds: Annotated[int, typer.Option(min=2, help="Run groups at most.")] = TABLE_2_FOLDS,
-    output: FormatOption = Format.TABLE,
-    as_json: JsonOption = False,
-) -> None:
-    """D3.3 Table 2: train Annex A's light CNN split by run, and print it beside the published rows."""
-    output = chosen(output, as_json)
-    if data is None:
-        data_dir = settle().data_dir
-        if data_dir is None:
-            raise PreconditionError("no recordings", hint="name the folder with --data, or set NATWORK_DATA_DIR")
-        data = data_dir / "ianomaly"
-    labelled = recorded_runs(read_recordings(data))
-    if not any(run.commissioning for run in labelled):
-        raise PreconditionError(f"{data} holds no normal recording", hint="profiles are learnt from normal_data/")
-    with progress_bar(quiet=output is Format.JSON) as bar:
-        from natwork_ray.profiling.reproduce import table_2
-
-        table = table_2(labelled, seed=seed, epochs=epochs, folds=folds, progress=shown_on(bar))
-    document = plain(table)
-    if output is Format.JSON:
-        write_json(document)
         return
-    columns = ("source", "model", "split", "accuracy", "precision", "recall", "f1", "auc", "f1_ci")
-    rows = [{"source": "measured", **row} for row in document["rows"]]
-    rows += [{"source": "published", **row} for row in document["published"]]
-    write_rows(rows, columns, output, title="table 2")
+    talk.print(f"{out}: {len(model)} bytes, sha256 {digest(model)}", soft_wrap=True)
+    talk.print(f"out-of-fold, split by run: {plain(card.out_of_fold)}", soft_wrap=True)
+    if evaluation is not None:
+        talk.print(f"trained without each run in turn, judged on it: {evaluation['row']}", soft_wrap=True)
+
+
+def settings_of(
+    detector: Literal["best", "annex-a"], *, seed: int, epochs: int | None, window: int | None
+) -> TrainingSettings:
+    """Settings with what was asked for; the rest as the detector has it.
+
+    Raises:
+        InputError: a figure out of range.
+    """
+    settings = TrainingSettings(detector=detector, seed=seed)
+    return replace(
+        settings,
+        epochs=settings.epochs if epochs is None else epochs,
+        window=settings.window if window is None else window,
+    )
+
+
+def evaluated(
+    runs: Sequence[LabelledRun],
+    settings: TrainingSettings,
+    *,
+    seeds: int,
+    workers: int,
+    resume: Path | None,
+    quiet: bool,
+) -> dict[str, Any]:
+    """How well this training does on runs that it did not see: one row as in Table 2, and what it took.
+
+    Raises:
+        InputError: fewer than three run names: one to hold out, and two to choose on.
+    """
+    from natwork_ray.profiling.reproduction import training_check
+
+    cells = training_check.cells(runs, settings, seeds=seeds)
+    results, work = compute(runs, cells, workers=workers, resume=resume, quiet=quiet)
+    return {"row": plain(training_check.row(runs, results)), "work": work}
 
 
 def shown_on(bar: Any) -> Callable[[int, int, str], None]:

@@ -17,6 +17,7 @@ from natwork_ray.domain.actions import ActionOutcome, Instruction
 from natwork_ray.domain.decisions import Decision
 from natwork_ray.domain.migrations import MigrationOutlook, MigrationProgress
 from natwork_ray.domain.phases import Gate
+from natwork_ray.domain.profiles import ProfilesInUse
 from natwork_ray.domain.status import LoopStatus
 from natwork_ray.limi.holding import HoldNews
 
@@ -46,6 +47,10 @@ class ControlApi(Protocol):
 
     async def consider(self, order: OrderEvent) -> Decision:
         """What the answer to an order would be now; nothing is stored."""
+        ...
+
+    async def profiles(self) -> ProfilesInUse:
+        """Where profiles were learnt, which have drifted, and which are to be learnt anew."""
         ...
 
     async def outcomes(self) -> tuple[ActionOutcome, ...]:

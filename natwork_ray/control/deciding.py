@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from natwork_ray.control.alarms import Alarm
+from natwork_ray.control.flow_alerts import flow_alert
 from natwork_ray.control.planner import MovePredictor, Situation, weigh
 from natwork_ray.domain.actions import Instruction, MeshRetry, Scale, SetLimits
 from natwork_ray.domain.decisions import Alternative, Decision, DecisionStatus, MitigationKind, Mode
@@ -21,7 +22,10 @@ _STATUS = {
 
 
 def choose(situation: Situation, mode: Mode, predict_move: MovePredictor) -> Decision:
-    """Take the best feasible option, and keep the others with the reason why not."""
+    """Take the best feasible option, and keep the others with the reason why not.
+
+    Where sources of traffic are suspect, the network is told as well, whatever is done at the container.
+    """
     alarm = Alarm(situation.kind, situation.verdict)
     best, *others = weigh(situation, predict_move)
     if best.feasible and best.utility >= MIN_UTILITY:
@@ -33,6 +37,12 @@ def choose(situation: Situation, mode: Mode, predict_move: MovePredictor) -> Dec
         short = "is worth its price" if best.feasible else "is possible"
         reason = f"{alarm}: nothing in the catalogue {short} now; it needs a person"
         rejected = tuple(o.as_alternative() for o in (best, *others))
+    if situation.suspects:
+        alert = flow_alert(situation.key, situation.verdict, situation.kind, situation.suspects, situation.at_s)
+        if not instructions:
+            mitigation = MitigationKind.FLOW_ALERT
+        instructions = (*instructions, alert)
+        reason = f"{reason}; the network is told ({alert.advice}): {alert.reason}"
     return Decision(
         id=situation.key,
         at_s=situation.at_s,
@@ -46,6 +56,8 @@ def choose(situation: Situation, mode: Mode, predict_move: MovePredictor) -> Dec
         instructions=instructions,
         rejected=rejected,
         kind=situation.kind,
+        forecasts=situation.forecasts,
+        advice=situation.advice,
     )
 
 

@@ -19,6 +19,9 @@ from natwork_ray.control.planner import MovePredictor
 from natwork_ray.control.service import Answer, ControlService
 from natwork_ray.domain.actions import ActionOutcome, Instruction
 from natwork_ray.domain.decisions import Decision
+from natwork_ray.domain.model_versions import ModelInUse
+from natwork_ray.domain.profiles import ProfilesInUse
+from natwork_ray.domain.shown_turn import ShownTurn
 from natwork_ray.domain.status import LoopStatus
 from natwork_ray.ports import Journal
 
@@ -69,6 +72,7 @@ class DirectControl:
         self._service = ControlService(journal, predict_move)
         self._on_answers = on_answers
         self._waiting: list[tuple[tuple[Event, ...], asyncio.Future[tuple[Answer, ...]]]] = []
+        self._shown: ShownTurn | None = None
 
     @property
     def replayed(self) -> int:
@@ -103,6 +107,23 @@ class DirectControl:
         if self._on_answers is not None:
             self._on_answers(events, answers)
 
+    @property
+    def at_s(self) -> float:
+        """Time of the newest event on the backend's clock."""
+        return self._service.loop.at_s
+
+    def models_chosen(self) -> tuple[ModelInUse, ...]:
+        """The version in use of every model that a person chose one for."""
+        return self._service.loop.models()
+
+    async def show_turn(self, turn: ShownTurn) -> None:
+        """What the newest turn said of every container. Not kept: it is about now."""
+        self._shown = turn
+
+    async def shown_turn(self) -> ShownTurn | None:
+        """The newest turn that was shown."""
+        return self._shown
+
     async def outbox(self) -> tuple[Instruction, ...]:
         """See `ControlApi`."""
         return self._service.loop.outbox()
@@ -122,6 +143,10 @@ class DirectControl:
     async def consider(self, order: OrderEvent) -> Decision:
         """See `ControlApi`."""
         return self._service.loop.consider(order)
+
+    async def profiles(self) -> ProfilesInUse:
+        """See `ControlApi`."""
+        return self._service.loop.profiles()
 
     async def outcomes(self) -> tuple[ActionOutcome, ...]:
         """See `ControlApi`."""

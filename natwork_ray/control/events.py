@@ -7,6 +7,7 @@ handled again.
 
 from __future__ import annotations
 
+from dataclasses import field
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -15,7 +16,11 @@ from natwork_ray.config import AlarmConfig, SlaConfig
 from natwork_ray.domain.actions import ActionOutcome, MigrationMethod, ServiceMove
 from natwork_ray.domain.anomaly import AnomalyVerdict
 from natwork_ray.domain.decisions import Mode
+from natwork_ray.domain.flow_alerts import SuspectSource
+from natwork_ray.domain.forecasts import LoadForecast, PlacementAdvice
 from natwork_ray.domain.migrations import ContainerForecast, MigrationForecast
+from natwork_ray.domain.outlook import LoadOutlook
+from natwork_ray.domain.profiles import ProfileDrift, ProfileSummary, Relearning
 from natwork_ray.domain.topology import Topology
 from natwork_ray.domain.values import Backend, value
 
@@ -25,7 +30,8 @@ class RunStarted:
     """The loop takes charge of a world.
 
     `token` becomes part of the ids of decisions, and so of idempotency keys. A world that outlives journals (a real
-    one: its agents remember every key that they carried out) needs another one for each journal.
+    one: its agents remember every key that they carried out) needs another one for each journal. `sdn` says whether
+    there is a network controller that flow alerts can be given to.
     """
 
     type: Literal["run_started"] = "run_started"
@@ -41,6 +47,7 @@ class RunStarted:
     alarm: AlarmConfig
     sla: SlaConfig
     token: str = ""
+    sdn: bool = False
 
 
 @value
@@ -48,7 +55,9 @@ class VerdictsReached:
     """One window of every container was judged. `verdicts` holds only those that stage 1 flagged.
 
     `degraded` names containers whose window could not be judged, or only against the fleet-wide profile (cold start),
-    so that silence about them is not taken for health; `scanned` counts the others.
+    so that silence about them is not taken for health; `scanned` counts the others. `suspects` holds, by container, the
+    sources whose share of its traffic jumped. Of the forecasts and the advice of a turn only those of flagged
+    containers are kept, which a decision may be about; `outlook` sums up all.
     """
 
     type: Literal["verdicts_reached"] = "verdicts_reached"
@@ -57,6 +66,10 @@ class VerdictsReached:
     scanned: int
     verdicts: tuple[AnomalyVerdict, ...] = ()
     degraded: tuple[str, ...] = ()
+    suspects: dict[str, tuple[SuspectSource, ...]] = field(default_factory=dict)
+    forecasts: tuple[LoadForecast, ...] = ()
+    advice: tuple[PlacementAdvice, ...] = ()
+    outlook: LoadOutlook | None = None
 
 
 @value
@@ -101,6 +114,51 @@ class ModeChanged:
     at_s: float
     mode: Mode
     by: str
+
+
+@value
+class ModelChosen:
+    """A person chose the version of a model that answers from now on; `previous` is the one that did before."""
+
+    type: Literal["model_chosen"] = "model_chosen"
+    id: str
+    at_s: float
+    name: str
+    sha256: str
+    previous: str | None
+    by: str
+    note: str = ""
+
+
+@value
+class ProfilesLearnt:
+    """Profiles were learnt from normal operation; `failed` says, by service, why an order could not be carried out."""
+
+    type: Literal["profiles_learnt"] = "profiles_learnt"
+    id: str
+    at_s: float
+    profiles: tuple[ProfileSummary, ...]
+    failed: dict[str, str] = field(default_factory=dict)
+
+
+@value
+class DriftObserved:
+    """All profiles were compared with the last hours; those that no longer hold."""
+
+    type: Literal["drift_observed"] = "drift_observed"
+    id: str
+    at_s: float
+    drifts: tuple[ProfileDrift, ...] = ()
+
+
+@value
+class RelearnRequested:
+    """A person wants the profile of a service learnt anew."""
+
+    type: Literal["relearn_requested"] = "relearn_requested"
+    id: str
+    at_s: float
+    order: Relearning
 
 
 @value
@@ -164,6 +222,10 @@ Event = Annotated[
     | OutcomeReported
     | ApprovalAnswered
     | ModeChanged
+    | ModelChosen
+    | ProfilesLearnt
+    | DriftObserved
+    | RelearnRequested
     | MigrationRequested
     | ServiceMigrationRequested,
     Field(discriminator="type"),

@@ -12,6 +12,7 @@ from natwork_ray.domain.actions import (
     ActionOutcome,
     AddNode,
     BlockSource,
+    FlowAlert,
     Instruction,
     MeshRetry,
     Migrate,
@@ -20,19 +21,20 @@ from natwork_ray.domain.actions import (
     SetLimits,
 )
 from natwork_ray.domain.values import Backend
-from natwork_ray.errors import NatworkError, StoreError, TimedOutError
-from natwork_ray.ports import Clock, Firewall, NodeActions, Orchestrator
+from natwork_ray.errors import NatworkError, PreconditionError, StoreError, TimedOutError
+from natwork_ray.ports import Clock, Firewall, NodeActions, Orchestrator, SdnController
 
 
 @dataclass(frozen=True)
 class Executor:
-    """The hands: ports of one node, or of the cluster."""
+    """The hands: ports of one node, or of the cluster; `sdn` where there is a network to tell."""
 
     runtime: NodeActions
     firewall: Firewall
     orchestrator: Orchestrator
     clock: Clock
     backend: Backend
+    sdn: SdnController | None = None
 
     async def execute(self, instruction: Instruction) -> ActionOutcome:
         """Carry out one instruction; delivering a key again returns the first outcome (see natwork_ray.ports)."""
@@ -52,6 +54,10 @@ class Executor:
                     return await self.orchestrator.add_node(instruction)
                 case MeshRetry():
                     return await self.orchestrator.mesh_retry(instruction)
+                case FlowAlert():
+                    if self.sdn is None:
+                        raise PreconditionError("there is no SDN controller to tell", hint="set sdn.kind (docs/sdn.md)")
+                    return await self.sdn.alert(instruction)
         except (TimedOutError, StoreError):
             raise  # nobody knows whether it happened: it stays in the outbox and is delivered again under its key
         except NatworkError as error:

@@ -22,7 +22,6 @@ Rules kept
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -30,42 +29,43 @@ from typing import Any
 
 from natwork_ray.config import AlarmConfig
 from natwork_ray.control.alarms import Alarm, AlarmVote
+from natwork_ray.control.anticipating import calm_needed_s
+from natwork_ray.control.approving import check_awaits, check_grant
 from natwork_ray.control.deciding import choose, relax, watch
+from natwork_ray.control.docket import Docket
 from natwork_ray.control.events import (
     ApprovalAnswered,
+    DriftObserved,
     Event,
     MigrationRequested,
     ModeChanged,
+    ModelChosen,
     OrderEvent,
     OutcomeReported,
+    ProfilesLearnt,
+    RelearnRequested,
     RunStarted,
     ServiceMigrationRequested,
     TopologyObserved,
     VerdictsReached,
 )
 from natwork_ray.control.fleet import Fleet
+from natwork_ray.control.normality import Normality
 from natwork_ray.control.orders import Ordering, decide_move, decide_service_move
+from natwork_ray.control.pacing import WATCH_S, Pacing
 from natwork_ray.control.planner import MovePredictor, Situation
+from natwork_ray.control.propagation import slow_callee
 from natwork_ray.control.quota import QuotaLedger
-from natwork_ray.domain.actions import ActionOutcome, Instruction, MeshRetry, Migrate
+from natwork_ray.domain.actions import ActionOutcome, FlowAlert, Instruction, MeshRetry
 from natwork_ray.domain.anomaly import AnomalyKind
 from natwork_ray.domain.auditing import AuditKind, AuditRecord
 from natwork_ray.domain.decisions import Decision, DecisionStatus, MitigationKind, Mode
+from natwork_ray.domain.model_versions import ModelInUse
+from natwork_ray.domain.outlook import LoadOutlook
+from natwork_ray.domain.profiles import ProfilesInUse
 from natwork_ray.domain.status import LoopStatus
-from natwork_ray.domain.telemetry import Metric
 from natwork_ray.domain.values import plain
-from natwork_ray.errors import ConflictError, InputError, NotFoundError, QuotaError
-
-WATCH_S = 60.0  # who is only watched is looked at again so soon
-TRIED_S = 1800.0  # how long a mitigation that did not last counts against itself
-
-_APPLICATION_METRICS = {
-    Metric.LATENCY_P50,
-    Metric.LATENCY_P90,
-    Metric.LATENCY_P99,
-    Metric.THROUGHPUT,
-    Metric.ERRORS,
-}
+from natwork_ray.errors import ConflictError, InputError
 
 
 @dataclass(frozen=True)
@@ -91,16 +91,12 @@ class ControlLoop:
         self._degraded: tuple[str, ...] = ()
         self._votes: dict[str, AlarmVote] = {}
         self._last_alarm_s: dict[str, float] = {}
-        self._quiet_until_s: dict[tuple[str, AnomalyKind | None], float] = {}
-        self._changing_until_s: dict[str, float] = {}
-        self._taking_effect: dict[str, float] = {}
-        self._tried: dict[tuple[str, AnomalyKind], dict[MitigationKind, float]] = {}
+        self._pacing = Pacing()
+        self._normality = Normality()
+        self._outlook: LoadOutlook | None = None
         self._retrying: set[str] = set()
-        self._decisions: dict[str, Decision] = {}
-        self._awaiting: dict[str, Decision] = {}
-        self._pending: dict[str, tuple[str, Instruction]] = {}
-        self._outcomes: dict[str, ActionOutcome] = {}
-        self._counts = {DecisionStatus.DONE: 0, DecisionStatus.FAILED: 0}
+        self._docket = Docket()
+        self._models: dict[str, ModelInUse] = {}
 
     @property
     def started(self) -> bool:
@@ -117,19 +113,23 @@ class ControlLoop:
 
         Of several for one container only the first, and none while the one before still takes effect.
         """
-        due: dict[str, Instruction] = {}
-        for _, instruction in self._pending.values():
-            if self._at_s >= self._changing_until_s.get(instruction.container, 0.0):
-                due.setdefault(instruction.container, instruction)
-        return tuple(due.values())
+        return self._docket.due(lambda name: self._pacing.settled(name, self._at_s))
 
     def outcomes(self) -> tuple[ActionOutcome, ...]:
         """Every outcome reported, oldest first."""
-        return tuple(self._outcomes.values())
+        return self._docket.outcomes()
+
+    def models(self) -> tuple[ModelInUse, ...]:
+        """The version in use of every model that a person chose one for; also without a run."""
+        return tuple(self._models.values())
+
+    def profiles(self) -> ProfilesInUse:
+        """Where profiles were learnt, which have drifted, and which are to be learnt anew."""
+        return self._normality.in_use()
 
     def decisions(self) -> tuple[Decision, ...]:
         """Every decision in its newest form, oldest first."""
-        return tuple(self._decisions.values())
+        return self._docket.decisions()
 
     def decision(self, decision_id: str) -> Decision:
         """One decision.
@@ -137,12 +137,7 @@ class ControlLoop:
         Raises:
             NotFoundError: no such decision.
         """
-        try:
-            return self._decisions[decision_id]
-        except KeyError:
-            raise NotFoundError(
-                f"there is no decision {decision_id!r}", hint="`natwork decisions` lists them"
-            ) from None
+        return self._docket.decision(decision_id)
 
     def status(self) -> LoopStatus:
         """The loop at this moment.
@@ -162,15 +157,17 @@ class ControlLoop:
             windows=self._windows,
             flagged=self._flagged,
             alarms=self._alarms,
-            decisions=len(self._decisions),
-            awaiting_approval=len(self._awaiting),
-            under_way=len(self._pending),
-            done=self._counts[DecisionStatus.DONE],
-            failed=self._counts[DecisionStatus.FAILED],
+            decisions=len(self._docket),
+            awaiting_approval=len(self._docket.awaiting()),
+            under_way=self._docket.under_way(),
+            done=self._docket.count(DecisionStatus.DONE),
+            failed=self._docket.count(DecisionStatus.FAILED),
             quota_violations=self._ledger.violations,
             degraded=self._degraded,
             topology=self._fleet.topology,
             quota=quota,
+            outlook=self._outlook,
+            drifted=self._normality.drifted(),
         )
 
     def consider(self, order: OrderEvent) -> Decision:
@@ -222,6 +219,17 @@ class ControlLoop:
             case ModeChanged():
                 self._started()
                 step = self._mode_changed(event)
+            case ProfilesLearnt():
+                self._started()
+                step = Step(records=self._normality.learnt(event))
+            case DriftObserved():
+                self._started()
+                step = Step(records=self._normality.observed(event))
+            case RelearnRequested():
+                self._started()
+                step = Step(records=self._normality.order(event, self._fleet.topology))
+            case ModelChosen():
+                step = self._model_chosen(event)
             case MigrationRequested() | ServiceMigrationRequested():
                 self._started()
                 step = self._ordered(event, decided)
@@ -234,9 +242,9 @@ class ControlLoop:
         return self._run
 
     def _run_started(self, event: RunStarted) -> Step:
-        if self._pending:
+        if self._docket.under_way():
             raise ConflictError(
-                f"{len(self._pending)} instructions of the run before are under way",
+                f"{self._docket.under_way()} instructions of the run before are under way",
                 hint="let them be reported before a new run takes over",
             )
         if self._run is not None and event.at_s < self._at_s:
@@ -244,9 +252,7 @@ class ControlLoop:
                 f"the new run starts at {event.at_s:.3f} s, the run before had come to {self._at_s:.3f} s",
                 hint="this world has another clock: give it a journal of its own (state_dir)",
             )
-        lapsed = tuple(replace(d, status=DecisionStatus.LAPSED) for d in self._awaiting.values())
-        for decision in lapsed:
-            self._remember(decision)
+        lapsed = self._docket.lapse()
         if self._run is None or self._run.sla != event.sla:
             self._ledger = QuotaLedger(availability=event.sla.availability, window_s=event.sla.window_s)
         self._run, self._mode = event, event.mode
@@ -255,10 +261,9 @@ class ControlLoop:
         self._degraded = ()
         self._votes.clear()
         self._last_alarm_s.clear()
-        self._quiet_until_s.clear()
-        self._changing_until_s.clear()
-        self._taking_effect.clear()
-        self._tried.clear()
+        self._pacing.forget()
+        self._normality.forget()
+        self._outlook = None
         body = {
             "run": event.id,
             "backend": event.backend,
@@ -278,6 +283,18 @@ class ControlLoop:
         body = {"before": before, "after": event.mode, "by": event.by}
         return Step(records=(_record(event.at_s, AuditKind.MODE, "loop", body),))
 
+    def _model_chosen(self, event: ModelChosen) -> Step:
+        body = {"sha256": event.sha256, "previous": event.previous, "by": event.by, "note": event.note}
+        self._models[event.name] = ModelInUse(
+            name=event.name,
+            sha256=event.sha256,
+            at_s=event.at_s,
+            by=event.by,
+            note=event.note,
+            previous=event.previous,
+        )
+        return Step(records=(_record(event.at_s, AuditKind.MODEL, event.name, body),))
+
     def _verdicts(self, event: VerdictsReached, decided: Sequence[Decision] | None) -> Step:
         flagged: set[str] = set()
         for verdict in event.verdicts:
@@ -293,69 +310,58 @@ class ControlLoop:
         self._flagged += len(event.verdicts)
         self._degraded = event.degraded
         records = [_record(v.at_s, AuditKind.VERDICT, v.container, plain(v)) for v in event.verdicts]
-        lapsed = self._lapse(event.at_s)
+        lapsed = self._docket.lapse(event.at_s - self._started().approval_lapse_s)
         alarms = self._vote(event)
+        self._outlook = event.outlook
         fresh: Iterable[Decision]
         if decided is None:
             # Lazily: each decision is issued before the next is weighed, so that no core is promised twice in a turn.
-            fresh = chain(self._decide(alarms, event.at_s), self._relax(event.at_s))
+            fresh = chain(self._decide(alarms, event), self._relax(event.at_s))
         else:
-            fresh = [d for d in decided if d.id not in self._decisions]
+            fresh = [d for d in decided if d.id not in self._docket]
         issued: list[Instruction] = []
         taken: list[Decision] = []
         for decision in fresh:
             records.append(_record(event.at_s, AuditKind.DECISION, decision.container, plain(decision)))
             taken.append(decision)
-            self._remember(decision)
+            self._docket.enter(decision)
             watching = decision.mitigation is MitigationKind.KEEP_WATCHING
             quiet_s = min(WATCH_S, self._settings.cooldown_s) if watching else self._settings.cooldown_s
-            self._quiet_until_s[decision.container, decision.kind] = event.at_s + quiet_s
+            self._pacing.decided(decision.container, decision.kind, event.at_s, quiet_s=quiet_s)
             if decision.status is DecisionStatus.ISSUED:
                 instructions, more = self._issue(decision, event.at_s)
                 issued += instructions
                 records += more
         records += [_record(event.at_s, AuditKind.DECISION, d.container, plain(d)) for d in lapsed]
-        return Step(tuple(lapsed + taken), tuple(issued), tuple(records))
+        return Step((*lapsed, *taken), tuple(issued), tuple(records))
 
     def _outcome(self, event: OutcomeReported) -> Step:
         outcome = event.outcome
-        if outcome.key not in self._pending:
-            raise ConflictError(
-                f"no instruction {outcome.key!r} is under way", hint="it was reported before, or never issued"
-            )
+        self._docket.check_pending(outcome.key)
         self._ledger.settle(outcome.key, outcome.downtime_s, at_s=event.at_s)  # first: it refuses a senseless downtime
-        decision_id, instruction = self._pending.pop(outcome.key)
-        self._outcomes[outcome.key] = outcome
+        decision, changed, instruction = self._docket.report(outcome)
         # What it claims stays claimed until it has taken effect, and what is observed shows it.
-        self._taking_effect[outcome.key] = outcome.finished_at_s if outcome.done else event.at_s
+        self._pacing.takes_effect(outcome.key, outcome.finished_at_s if outcome.done else event.at_s)
         self._release_claims(event.at_s)
         if isinstance(instruction, MeshRetry) and outcome.done:
             (self._retrying.add if instruction.enabled else self._retrying.discard)(instruction.container)
-        decision = self._decisions[decision_id]
-        failed = not outcome.done or decision.status is DecisionStatus.FAILED
-        if failed:
-            decision = replace(decision, status=DecisionStatus.FAILED)
-        elif not any(d == decision_id for d, _ in self._pending.values()):
-            decision = replace(decision, status=DecisionStatus.DONE)
-        changed = decision.status is not self._decisions[decision_id].status
-        if changed:
-            self._remember(decision)
-            self._counts[decision.status] += 1
-        name, finished_s = instruction.container, max(event.at_s, outcome.finished_at_s)
-        self._changing_until_s[name] = max(self._changing_until_s.get(name, 0.0), finished_s)
-        quiet_s = finished_s + self._settings.cooldown_s
-        self._quiet_until_s[name, decision.kind] = max(self._quiet_until_s.get((name, decision.kind), 0.0), quiet_s)
-        if decision.kind is not None:
-            tried = self._tried.setdefault((name, decision.kind), {})
-            tried[decision.mitigation] = event.at_s
+        name = instruction.container
+        self._pacing.reported(
+            name,
+            decision.kind,
+            max(event.at_s, outcome.finished_at_s),
+            cooldown_s=self._settings.cooldown_s,
+            changes=not isinstance(instruction, FlowAlert),
+        )
+        self._pacing.tried(name, decision.kind, decision.mitigation, event.at_s)
         account = self._ledger.account(name, at_s=event.at_s)
-        body = {"decision": decision_id, "outcome": plain(outcome), "quota": plain(account)}
+        body = {"decision": decision.id, "outcome": plain(outcome), "quota": plain(account)}
         records = (_record(event.at_s, AuditKind.OUTCOME, name, body),)
         return Step((decision,) if changed else (), (), records)
 
     def _ordered(self, event: OrderEvent, decided: Sequence[Decision] | None) -> Step:
         decision = self.consider(event) if decided is None else decided[0]
-        self._remember(decision)
+        self._docket.enter(decision)
         records = [_record(event.at_s, AuditKind.DECISION, decision.container, plain(decision))]
         instructions: list[Instruction] = []
         if decision.status is DecisionStatus.ISSUED:
@@ -365,41 +371,30 @@ class ControlLoop:
 
     def _hindrance(self, name: str, at_s: float) -> str:
         """Why nothing may begin at the container now; empty when nothing stands in the way."""
-        until_s = self._changing_until_s.get(name, -math.inf)
-        if at_s < until_s:
+        until_s = self._pacing.changing_until_s(name, at_s)
+        if until_s is not None:
             return f"what was done before takes effect until {until_s:.0f} s"
-        claimed = any(i.container == name for _, i in self._pending.values())
-        return "an action on it is under way" if claimed else ""
+        return "an action on it is under way" if self._docket.acting_on(name) else ""
 
     def _release_claims(self, at_s: float) -> None:
-        for key in [k for k, finished_s in self._taking_effect.items() if finished_s <= at_s]:
-            del self._taking_effect[key]
+        for key in self._pacing.took_effect(at_s):
             self._fleet.end(key)
 
     def _approval(self, event: ApprovalAnswered) -> Step:
         decision = self.decision(event.decision)
-        if decision.status is not DecisionStatus.AWAITING_APPROVAL:
-            raise ConflictError(
-                f"decision {decision.id} is {decision.status}, it awaits no approval",
-                hint="`natwork decisions --status awaiting_approval` lists those that do",
-            )
-        if event.granted and self._mode is Mode.OBSERVE:
-            raise ConflictError("the loop only observes now", hint="set the mode to approve or act first")
+        check_awaits(decision)
         if event.granted:
-            self._check_still_fits(decision, event.at_s)
-            left = self._ledger.account(decision.container, at_s=event.at_s).left_s
-            if decision.predicted_downtime_s > left:
-                raise QuotaError(
-                    f"{decision.id} may cost {decision.predicted_downtime_s:.2f} s, {left:.2f} s of quota are left",
-                    hint="refuse it, or wait for the next quota window",
-                )
-            if self._fleet.busy(decision.container):
-                raise ConflictError(
-                    f"an action on {decision.container} is under way", hint="approve again when it has ended"
-                )
+            check_grant(
+                decision,
+                at_s=event.at_s,
+                mode=self._mode,
+                lapse_s=self._started().approval_lapse_s,
+                fleet=self._fleet,
+                quota_left_s=self._ledger.account(decision.container, at_s=event.at_s).left_s,
+            )
         status = DecisionStatus.ISSUED if event.granted else DecisionStatus.REFUSED
         decision = replace(decision, status=status)
-        self._remember(decision)
+        self._docket.enter(decision)
         body = {"decision": decision.id, "granted": event.granted, "by": event.by, "note": event.note}
         records = [_record(event.at_s, AuditKind.APPROVAL, decision.container, body)]
         instructions: list[Instruction] = []
@@ -407,22 +402,6 @@ class ControlLoop:
             instructions, more = self._issue(decision, event.at_s)
             records += more
         return Step((decision,), tuple(instructions), tuple(records))
-
-    def _check_still_fits(self, decision: Decision, at_s: float) -> None:
-        """The world may have moved on while a person thought about it."""
-        if decision.at_s < at_s - self._started().approval_lapse_s:
-            raise ConflictError(
-                f"decision {decision.id} waited longer than {self._started().approval_lapse_s:.0f} s and has lapsed",
-                hint="if the anomaly is still there, the loop decides again",
-            )
-        container = self._fleet.container(decision.container)
-        for instruction in decision.instructions:
-            if isinstance(instruction, Migrate) and instruction.source != container.node:
-                raise ConflictError(
-                    f"{decision.id} would move {container.name} from {instruction.source}; "
-                    f"it runs on {container.node} now",
-                    hint="refuse it; if the anomaly is still there, the loop decides again",
-                )
 
     @property
     def _settings(self) -> AlarmConfig:
@@ -436,29 +415,34 @@ class ControlLoop:
             if kind is not None:
                 alarms[verdict.container] = Alarm(kind, verdict)
                 self._last_alarm_s[verdict.container] = event.at_s
+                self._normality.alarmed(self._fleet.container(verdict.container).service, event.at_s)
         self._alarms += len(alarms)
         for name in [n for n, v in self._votes.items() if v.idle(self._turn, self._settings)]:
             del self._votes[name]
         return alarms
 
-    def _decide(self, alarms: dict[str, Alarm], at_s: float) -> Iterator[Decision]:
+    def _decide(self, alarms: dict[str, Alarm], event: VerdictsReached) -> Iterator[Decision]:
+        at_s = event.at_s
         for name, alarm in alarms.items():
             if not self._free(name, alarm.kind, at_s):
                 continue
-            culprit = self._slow_callee(name, alarm, at_s)
+            since_s = at_s - self._settings.votes_of * self._started().step_s
+            culprit = slow_callee(name, alarm, self._fleet, self._last_alarm_s, since_s=since_s)
             if culprit is not None:
                 yield watch(self._next_id(), alarm, culprit, at_s, self._mode)
                 continue
-            tried = self._tried.get((name, alarm.kind), {})
             situation = Situation(
                 kind=alarm.kind,
                 verdict=alarm.verdict,
                 container=self._fleet.container(name),
                 fleet=self._fleet,
                 quota_left_s=self._ledger.account(name, at_s=at_s).left_s,
-                tried=frozenset(m for m, when in tried.items() if when >= at_s - TRIED_S),
+                tried=self._pacing.tried_lately(name, alarm.kind, at_s),
                 at_s=at_s,
                 key=self._next_id(),
+                suspects=event.suspects.get(name, ()) if self._started().sdn else (),
+                forecasts=tuple(f for f in event.forecasts if f.container == name),
+                advice=next((a for a in event.advice if a.container == name), None),
             )
             yield choose(situation, self._mode, self._predict_move)
 
@@ -468,28 +452,13 @@ class ControlLoop:
         The cool-down is per kind: first sight often misjudges (a leak begins like growing load), and a second kind in
         alarm says that the first answer was not the whole of it.
         """
-        if at_s <= self._changing_until_s.get(name, -1.0) or self._fleet.busy(name):
+        if not self._pacing.at_rest(name, at_s) or self._fleet.busy(name):
             return False
-        waiting = any(d.container == name for d in self._awaiting.values())
-        return at_s >= self._quiet_until_s.get((name, kind), 0.0) and not waiting
+        return self._pacing.cooled_down(name, kind, at_s) and not self._docket.asked_about(name)
 
     def _next_id(self) -> str:
         token = self._started().token
-        return f"d-{token}-{len(self._decisions) + 1:06d}" if token else f"d-{len(self._decisions) + 1:06d}"
-
-    def _slow_callee(self, name: str, alarm: Alarm, at_s: float) -> str | None:
-        """A container that this one calls, in alarm itself now, when application metrics of this one are off most.
-
-        One that calls back is no culprit: each of the two would wait for the other, and neither would be treated.
-        """
-        if not alarm.verdict.drivers or alarm.verdict.drivers[0].metric not in _APPLICATION_METRICS:
-            return None
-        recent = at_s - self._settings.votes_of * self._started().step_s
-        for callee in self._fleet.container(name).depends_on:
-            alarmed_s = self._last_alarm_s.get(callee)
-            if alarmed_s is not None and alarmed_s >= recent and not self._fleet.calls(callee, name):
-                return callee
-        return None
+        return f"d-{token}-{len(self._docket) + 1:06d}" if token else f"d-{len(self._docket) + 1:06d}"
 
     def _relax(self, at_s: float) -> Iterator[Decision]:
         if self._mode is Mode.OBSERVE:
@@ -498,7 +467,7 @@ class ControlLoop:
             calm_since = self._last_alarm_s.get(container.name)
             if (
                 calm_since is None
-                or at_s - calm_since < self._settings.calm_s
+                or at_s - calm_since < calm_needed_s(container.name, self._outlook, self._settings.calm_s)
                 or not (self._free(container.name, None, at_s))
             ):
                 continue
@@ -521,24 +490,11 @@ class ControlLoop:
         promised = decision.downtimes_s or (decision.predicted_downtime_s, *rest)
         for instruction, seconds in zip(decision.instructions, promised, strict=True):
             self._ledger.reserve(instruction.container, instruction.key, seconds, at_s=at_s)
-            self._pending[instruction.key] = (decision.id, instruction)
-            self._fleet.begin(instruction)
+            self._docket.issue(decision, instruction)
+            if not isinstance(instruction, FlowAlert):  # it claims nothing of the container
+                self._fleet.begin(instruction)
             records.append(_record(at_s, AuditKind.INSTRUCTION, instruction.container, plain(instruction)))
         return list(decision.instructions), records
-
-    def _lapse(self, at_s: float) -> list[Decision]:
-        oldest = at_s - self._started().approval_lapse_s
-        lapsed = [replace(d, status=DecisionStatus.LAPSED) for d in self._awaiting.values() if d.at_s < oldest]
-        for decision in lapsed:
-            self._remember(decision)
-        return lapsed
-
-    def _remember(self, decision: Decision) -> None:
-        self._decisions[decision.id] = decision
-        if decision.status is DecisionStatus.AWAITING_APPROVAL:
-            self._awaiting[decision.id] = decision
-        else:
-            self._awaiting.pop(decision.id, None)
 
 
 def _record(at_s: float, kind: AuditKind, subject: str, body: dict[str, Any]) -> AuditRecord:

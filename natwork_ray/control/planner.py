@@ -2,6 +2,8 @@
 
     utility = benefit - w_d * predicted downtime / downtime left - w_r * extra cores / free cores - tried before
 
+w_r is small while an anomaly is likely and larger while the load is stable (D3.3 section 4.2; control/anticipating.py).
+
 An option that capacity, quota or evidence rules out is infeasible and says why. Ties go to the catalogue's order, so
 the choice is a function of the situation alone.
 """
@@ -13,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from natwork_ray.control.anticipating import replicas_needed, resource_weight
 from natwork_ray.control.catalogue import CATALOGUE, CatalogueEntry
 from natwork_ray.control.fleet import Fleet
 from natwork_ray.domain.actions import (
@@ -24,10 +27,13 @@ from natwork_ray.domain.actions import (
     MigrationMethod,
     Restart,
     Scale,
+    ScaleSignal,
     SetLimits,
 )
 from natwork_ray.domain.anomaly import AnomalyKind, AnomalyVerdict
 from natwork_ray.domain.decisions import Alternative, MitigationKind
+from natwork_ray.domain.flow_alerts import SuspectSource
+from natwork_ray.domain.forecasts import LoadForecast, PlacementAdvice
 from natwork_ray.domain.telemetry import Metric
 from natwork_ray.domain.topology import Container
 from natwork_ray.errors import NatworkError
@@ -35,7 +41,6 @@ from natwork_ray.errors import NatworkError
 K = MitigationKind
 
 DOWNTIME_WEIGHT = 1.0
-RESOURCE_WEIGHT = 0.2
 TRIED_PENALTY = 0.5  # the anomaly came back although this was done: look further down the list
 MAX_REPLICAS = 8
 MAX_LIMIT_FACTOR = 4.0  # vertical scaling stops at this multiple of what the operator set
@@ -69,7 +74,8 @@ class Situation:
     """All that a choice depends on.
 
     `tried` holds mitigations that were carried out for this anomaly of this container a short while ago.
-    `quota_left_s` is what the ledger still has for the container.
+    `quota_left_s` is what the ledger still has for the container. `suspects` are sources whose share of its traffic
+    jumped, empty where there is no network controller to tell; `forecasts` and `advice` are what is expected of it.
     """
 
     kind: AnomalyKind
@@ -80,6 +86,9 @@ class Situation:
     tried: frozenset[MitigationKind]
     at_s: float
     key: str  # prefix of the idempotency keys
+    suspects: tuple[SuspectSource, ...] = ()
+    forecasts: tuple[LoadForecast, ...] = ()
+    advice: PlacementAdvice | None = None
 
 
 @dataclass(frozen=True)
@@ -147,35 +156,57 @@ def _option(
     if downtime_s:
         utility -= DOWNTIME_WEIGHT * downtime_s / situation.quota_left_s
     if extra_cores:
-        utility -= RESOURCE_WEIGHT * extra_cores / max(free, extra_cores)  # free may be a rounding error above zero
+        # Free may be a rounding error above zero.
+        utility -= resource_weight(situation.advice) * extra_cores / max(free, extra_cores)
     if entry.mitigation in situation.tried:
         utility -= TRIED_PENALTY
         reason += "; it was done a short while ago and the anomaly is still there"
     return Option(entry, True, reason, utility, downtime_s, instructions)
 
 
-def _replicas(entry: CatalogueEntry, s: Situation, factor: float) -> Option:
+def _replicas(
+    entry: CatalogueEntry, s: Situation, factor: float, signal: ScaleSignal, *, why: str = "", least: int = 0
+) -> Option:
     container = s.container
-    wanted = min(MAX_REPLICAS, max(container.replicas + 1, round(container.replicas * factor)))
+    wanted = min(MAX_REPLICAS, max(container.replicas + 1, least or round(container.replicas * factor)))
     if wanted <= container.replicas:
         return Option(entry, False, f"runs {container.replicas} replicas already, the most that is allowed")
     extra = wanted - container.replicas
+    rps = s.verdict.observed.get(Metric.THROUGHPUT, 0.0)
+    per_replica = rps / wanted if signal is ScaleSignal.REQUESTS and rps > 0 else None
     return _option(
         entry,
         s,
-        f"{container.replicas} -> {wanted} replicas, {entry.effect}, no downtime",
-        instructions=(Scale(key=f"{s.key}/0", container=container.name, replicas=wanted),),
+        f"{container.replicas} -> {wanted} replicas, {entry.effect}{why}, no downtime",
+        instructions=(
+            Scale(
+                key=f"{s.key}/0",
+                container=container.name,
+                replicas=wanted,
+                signal=signal,
+                target_per_replica=per_replica,
+            ),
+        ),
         extra_cores=extra * container.cpu_limit_cores,
         extra_bytes=extra * container.memory_limit_bytes,
     )
 
 
 def _horizontal(entry: CatalogueEntry, s: Situation, _: MovePredictor) -> Option:
-    return _replicas(entry, s, VERTICAL_STEP)
+    # Table 4: a surge of users is followed by traffic, busy processors by their load.
+    surge = s.kind is AnomalyKind.TRAFFIC_SPIKE
+    return _replicas(entry, s, VERTICAL_STEP, ScaleSignal.REQUESTS if surge else ScaleSignal.CPU)
+
+
+def _custom_metric(entry: CatalogueEntry, s: Situation, _: MovePredictor) -> Option:
+    return _replicas(entry, s, VERTICAL_STEP, ScaleSignal.REQUESTS)
 
 
 def _predictive(entry: CatalogueEntry, s: Situation, _: MovePredictor) -> Option:
-    return _replicas(entry, s, PREDICTIVE_STEP)
+    sizing = replicas_needed(s.container, s.forecasts, s.verdict.observed)
+    if sizing is None:
+        return _replicas(entry, s, PREDICTIVE_STEP, ScaleSignal.FORECAST)
+    return _replicas(entry, s, 1.0, ScaleSignal.FORECAST, why=f": {sizing.reason}", least=sizing.replicas)
 
 
 def _vertical_cpu(entry: CatalogueEntry, s: Situation, _: MovePredictor) -> Option:
@@ -329,7 +360,7 @@ def _distance_s(s: Situation, node: str) -> float:
 
 _PLANS: dict[MitigationKind, Callable[[CatalogueEntry, Situation, MovePredictor], Option]] = {
     K.HORIZONTAL_SCALE: _horizontal,
-    K.CUSTOM_METRIC_SCALE: _horizontal,
+    K.CUSTOM_METRIC_SCALE: _custom_metric,
     K.PREDICTIVE_SCALE: _predictive,
     K.VERTICAL_CPU: _vertical_cpu,
     K.VERTICAL_MEMORY: _vertical_memory,

@@ -6,10 +6,12 @@ the outcome of the first, and must not act again.
 
 from __future__ import annotations
 
+from enum import StrEnum
 from typing import Annotated, Literal
 
 from pydantic import Field
 
+from natwork_ray.domain.flow_alerts import FlowAlert as FlowAlert
 from natwork_ray.domain.migrations import ContainerLoad, MigrationForecast, MigrationRecord
 from natwork_ray.domain.phases import Gate as Gate
 from natwork_ray.domain.phases import MigrationMethod as MigrationMethod
@@ -61,14 +63,29 @@ class Migrate:
     together: ServiceMove | None = None
 
 
+class ScaleSignal(StrEnum):
+    """What an autoscaler is to follow from then on (D3.3 Table 4)."""
+
+    CPU = "cpu"
+    REQUESTS = "requests"  # per second
+    FORECAST = "forecast"  # of the CPU's utilisation, the upper edge of the band
+
+
 @value
 class Scale:
-    """Set the number of replicas (horizontal scaling)."""
+    """Set the number of replicas (horizontal scaling).
+
+    With a `signal`, an orchestrator that has an autoscaler also lets it go on from there, never below `replicas`;
+    `target_per_replica` is what one replica should carry (requests per second; None where it is not known). Without
+    one, the number is all that is set, and an autoscaler that an earlier instruction brought goes away.
+    """
 
     type: Literal["scale"] = "scale"
     key: str
     container: str
     replicas: int
+    signal: ScaleSignal | None = None
+    target_per_replica: float | None = None
 
 
 @value
@@ -122,10 +139,10 @@ class BlockSource:
 
 
 Instruction = Annotated[
-    Migrate | Scale | SetLimits | Restart | AddNode | MeshRetry | BlockSource, Field(discriminator="type")
+    Migrate | Scale | SetLimits | Restart | AddNode | MeshRetry | BlockSource | FlowAlert, Field(discriminator="type")
 ]
 
-# Node-local instructions go to the LiMi agent of the container's node, the others to the orchestrator.
+# Node-local instructions go to the LiMi agent of the container's node, the others to the orchestrator or the SDN.
 NODE_LOCAL: tuple[type, ...] = (Migrate, SetLimits, Restart, BlockSource)
 
 

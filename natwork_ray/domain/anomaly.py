@@ -26,10 +26,18 @@ STAGE_2_CLASSES: tuple[AnomalyKind, ...] = tuple(AnomalyKind)
 
 @value
 class Driver:
-    """A metric that drove a verdict: its distance from the service's profile, in robust standard deviations."""
+    """A metric that drove a verdict.
+
+    Attributes:
+        metric: its name.
+        deviation: distance of the newest sample from the service's profile, in robust standard deviations.
+        contribution: how much the metric pushed the detector towards "anomalous" (positive) or "normal" (negative), in
+            the detector's own units (log odds); 0 where the detector does not say.
+    """
 
     metric: str
     deviation: float
+    contribution: float = 0.0
 
 
 @value

@@ -18,6 +18,8 @@ class AuditKind(StrEnum):
     OUTCOME = "outcome"
     APPROVAL = "approval"
     MODE = "mode"
+    MODEL = "model"
+    PROFILE = "profile"
     QUOTA = "quota"
 
 

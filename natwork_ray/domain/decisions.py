@@ -6,6 +6,7 @@ from enum import StrEnum
 
 from natwork_ray.domain.actions import Instruction
 from natwork_ray.domain.anomaly import AnomalyKind, AnomalyVerdict
+from natwork_ray.domain.forecasts import LoadForecast, PlacementAdvice
 from natwork_ray.domain.values import value
 
 
@@ -32,6 +33,7 @@ class MitigationKind(StrEnum):
     MTD_MOVE = "mtd_move"
     OPERATOR_MOVE = "operator_move"  # a person said so
     BLOCK_SOURCE = "block_source"
+    FLOW_ALERT = "flow_alert"  # the SDN controller is told of suspect sources
     NOTIFY = "notify"
     RELAX = "relax"  # give resources back once it is calm
     KEEP_WATCHING = "keep_watching"
@@ -80,7 +82,8 @@ class Decision:
     `predicted_downtime_s` is the 95th percentile; that much is reserved in the quota ledger.
     `instructions` are what was, or would be, carried out. `order` is set where a person asked for it; then `container`
     may name a network service, whose containers the instructions name, and `downtimes_s` are the 95th percentiles of
-    the instructions one by one (empty: the first has all of it).
+    the instructions one by one (empty: the first has all of it). `forecasts` and `advice` are what was expected of the
+    container when it was decided, where that was known.
     """
 
     id: str
@@ -97,3 +100,5 @@ class Decision:
     kind: AnomalyKind | None = None
     order: Order | None = None
     downtimes_s: tuple[float, ...] = ()
+    forecasts: tuple[LoadForecast, ...] = ()
+    advice: PlacementAdvice | None = None

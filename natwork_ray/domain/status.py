@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from natwork_ray.domain.decisions import Mode
+from natwork_ray.domain.outlook import LoadOutlook
 from natwork_ray.domain.quota import QuotaAccount
 from natwork_ray.domain.topology import Topology
 from natwork_ray.domain.values import Backend, value
@@ -14,7 +15,8 @@ class LoopStatus:
 
     `at_s` is the time of the newest event, on the backend's clock; `windows` counts container windows judged;
     `degraded` names containers whose newest window could not be judged; `trouble` says why the loop stands still, empty
-    when it turns.
+    when it turns. `outlook` sums up the forecasts of the newest turn; None where nothing is forecast. `drifted` names
+    services whose normal operation no longer fits their profile, so that verdicts on them are to be read with care.
     """
 
     backend: Backend
@@ -36,3 +38,5 @@ class LoopStatus:
     topology: Topology
     quota: tuple[QuotaAccount, ...]
     trouble: str = ""
+    outlook: LoadOutlook | None = None
+    drifted: tuple[str, ...] = ()

@@ -20,6 +20,7 @@ from natwork_ray.domain.actions import (
     ActionOutcome,
     AddNode,
     BlockSource,
+    FlowAlert,
     Instruction,
     MeshRetry,
     Migrate,
@@ -28,6 +29,7 @@ from natwork_ray.domain.actions import (
     Scale,
     SetLimits,
 )
+from natwork_ray.domain.flow_alerts import FlowAdvice
 from natwork_ray.domain.migrations import ContainerLoad, MigrationRecord, MigrationState
 from natwork_ray.domain.topology import Container, Link, Node, Topology
 from natwork_ray.domain.values import Backend
@@ -67,12 +69,18 @@ class Window:
 
 @dataclass(frozen=True)
 class Block:
-    """A firewall rule."""
+    """A rule of the firewall, or of the network when an alert's `key` is given.
+
+    `excess_only`: what a source sends beyond its usual share is dropped. That ends an attack, whose source usually
+    sends nothing, and leaves the users of a network as they are.
+    """
 
     container: str
     source: str
     start_s: float
     expires_at_s: float
+    key: str = ""
+    excess_only: bool = False
 
 
 @dataclass(frozen=True)
@@ -171,7 +179,9 @@ class Operations:
         known = self._carried_out(instruction)
         if known is not None:
             return known
-        container = self._idle(instruction.container)
+        # Nothing is done to the container itself by what the network is told, so it need not be idle.
+        alert = isinstance(instruction, FlowAlert)
+        container = self._known(instruction.container) if alert else self._idle(instruction.container)
         rng = np.random.default_rng([self._seed, zlib.crc32(instruction.key.encode())])
         match instruction:
             case Migrate():
@@ -189,6 +199,8 @@ class Operations:
                 outcome = self._later(instruction, now_s, _lasts(CONTROL_PLANE_S, rng), "mesh", detail)
             case BlockSource():
                 outcome = self._block(instruction, container, now_s, rng)
+            case FlowAlert():
+                outcome = self._alert(instruction, container, now_s, rng)
         self._note(instruction, outcome)
         return outcome
 
@@ -234,9 +246,10 @@ class Operations:
     def _idle(self, name: str) -> Container:
         """The container, if nothing is being done to it."""
         container = self._known(name)
-        # A spare node boots for everybody, whoever asked for it.
+        # A spare node boots for everybody, whoever asked for it; the network is not the container.
         if any(
-            p.instruction.container == container.name and not isinstance(p.instruction, AddNode) for p in self.pending
+            p.instruction.container == container.name and not isinstance(p.instruction, AddNode | FlowAlert)
+            for p in self.pending
         ) or any(m.container == container.name for m in self.moves):
             raise ActionError(
                 f"an operation on {container.name} is under way", hint="wait until it has finished, then try again"
@@ -341,16 +354,28 @@ class Operations:
         return self._later(i, now_s, _lasts(BOOT_NODE_S, rng), "boot", f"{spare.name} comes into service")
 
     def _block(self, i: BlockSource, c: Container, now_s: float, rng: np.random.Generator) -> ActionOutcome:
-        try:
-            network = parse_source(i.source)
-        except InputError as error:
-            raise ActionError(error.what, hint=error.hint) from error
-        if network.prefixlen == 0:
-            raise ActionError(f"blocking {i.source} cuts {c.name} off", hint="name the attacking network only")
-        if not (math.isfinite(i.expires_at_s) and i.expires_at_s > now_s):
-            raise ActionError(f"a rule that expires at {i.expires_at_s} s", hint=f"it must lie after {now_s} s")
+        _check_rule(i.source, i.expires_at_s, c, now_s)
         detail = f"{i.source} to {c.name} dropped until {i.expires_at_s:.0f} s"
         return self._later(i, now_s, _lasts(CONTROL_PLANE_S, rng), "rule", detail)
+
+    def _alert(self, i: FlowAlert, c: Container, now_s: float, rng: np.random.Generator) -> ActionOutcome:
+        for suspect in i.sources:
+            _check_rule(suspect.source, i.expires_at_s, c, now_s)
+        detail = f"{i.advice} for {len(i.sources)} source(s) to {c.name} until {i.expires_at_s:.0f} s"
+        return self._later(i, now_s, _lasts(CONTROL_PLANE_S, rng), "flow rules", detail)
+
+    def withdraw(self, key: str, *, now_s: float) -> ActionOutcome:
+        """See `Testbed.withdraw`."""
+        before = len(self.blocks) + len(self.pending)
+        self.blocks = [b for b in self.blocks if b.key != key]
+        self.pending = [
+            p for p in self.pending if not (isinstance(p.instruction, FlowAlert) and p.instruction.key == key)
+        ]
+        gone = before - len(self.blocks) - len(self.pending)
+        return ActionOutcome(
+            key=key, done=True, started_at_s=now_s, finished_at_s=now_s, downtime_s=0.0, backend=Backend.EMULATED,
+            detail=f"{gone} rule(s) of {key} withdrawn" if gone else f"nothing of {key} was in place",
+        )  # fmt: skip
 
     def _need(self, node: str, cores: float, memory: float, what: str) -> None:
         if cores <= 0 and memory <= 0:
@@ -397,6 +422,12 @@ class Operations:
                 (self.mesh.add if i.enabled else self.mesh.discard)(c.name)
             case BlockSource():
                 self.blocks.append(Block(c.name, i.source, change.at_s, i.expires_at_s))
+            case FlowAlert():
+                if i.advice is not FlowAdvice.INSPECT:
+                    limited = i.advice is FlowAdvice.RATE_LIMIT
+                    self.blocks += [
+                        Block(c.name, s.source, change.at_s, i.expires_at_s, i.key, limited) for s in i.sources
+                    ]
             case Restart():
                 pass  # what it clears is the Testbed's to know
 
@@ -424,6 +455,17 @@ class Operations:
             outage=np.minimum(outage, 1.0), degraded=np.minimum(degraded, 1.0),
             restarted=np.array([name in restarted for name in names]), blocked=np.zeros(n),
         )  # fmt: skip
+
+
+def _check_rule(source: str, expires_at_s: float, c: Container, now_s: float) -> None:
+    try:
+        network = parse_source(source)
+    except InputError as error:
+        raise ActionError(error.what, hint=error.hint) from error
+    if network.prefixlen == 0:
+        raise ActionError(f"blocking {source} cuts {c.name} off", hint="name the attacking network only")
+    if not (math.isfinite(expires_at_s) and expires_at_s > now_s):
+        raise ActionError(f"a rule that expires at {expires_at_s} s", hint=f"it must lie after {now_s} s")
 
 
 def _lasts(range_s: tuple[float, float], rng: np.random.Generator) -> float:

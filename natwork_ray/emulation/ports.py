@@ -1,4 +1,4 @@
-"""The testbed behind the ports: six thin objects that share one Testbed. Everything they return is `EMULATED`."""
+"""The testbed behind the ports: seven thin objects that share one Testbed. Everything they return is `EMULATED`."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from natwork_ray.domain.actions import (
     ActionOutcome,
     AddNode,
     BlockSource,
+    FlowAlert,
     MeshRetry,
     Migrate,
     Restart,
@@ -129,3 +130,18 @@ class EmulatedFirewall:
     async def block(self, instruction: BlockSource) -> ActionOutcome:
         """Drop a source."""
         return self._testbed.apply(instruction)
+
+
+class EmulatedSdn:
+    """`SdnController`: sources are told apart as by the firewall; see `Block` for what the advice means."""
+
+    def __init__(self, testbed: Testbed) -> None:
+        self._testbed = testbed
+
+    async def alert(self, alert: FlowAlert) -> ActionOutcome:
+        """Drop, slow down or only look at the sources."""
+        return self._testbed.apply(alert)
+
+    async def withdraw(self, key: str) -> ActionOutcome:
+        """End the rules of an alert."""
+        return self._testbed.withdraw(key)

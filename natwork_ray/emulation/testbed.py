@@ -135,7 +135,7 @@ class Testbed:
         setting = operations.setting(start_s, end_s, self.names, restarted)
         blocked_sources: dict[int, tuple[str, ...]] = {}
         for block in operations.blocks:
-            if block.start_s < end_s:
+            if block.start_s < end_s and not block.excess_only:
                 k = self._index[block.container]
                 blocked_sources[k] = (*blocked_sources.get(k, ()), block.source)
         for k, rules in blocked_sources.items():
@@ -241,6 +241,10 @@ class Testbed:
         """
         k = self._index.get(instruction.container)
         return self._operations.apply(instruction, now_s=self.now_s, rss_bytes=self._rss(k) if k is not None else 0.0)
+
+    def withdraw(self, key: str) -> ActionOutcome:
+        """End what the flow alert of that key put in place, at once; harmless when there is nothing."""
+        return self._operations.withdraw(key, now_s=self.now_s)
 
     def apply_together(self, instructions: Sequence[Migrate]) -> tuple[ActionOutcome, ...]:
         """Carry out the migrations of one service as its schedule says: accepted now, all or none, as `apply`.

@@ -16,7 +16,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from natwork_ray.domain.actions import BlockSource, Migrate, Restart
+from natwork_ray.domain.actions import BlockSource, FlowAlert, Migrate, Restart
+from natwork_ray.domain.flow_alerts import FlowAdvice
 from natwork_ray.domain.labelled import LabelledEvent
 from natwork_ray.domain.topology import Container
 from natwork_ray.emulation.injections import ATTACKS, Injection, parse_source
@@ -100,10 +101,11 @@ class Trouble:
                 for course in self._running(i.container, change.at_s, ("network_latency",)):
                     if course.found is not None and course.found.node != containers[i.container].node:
                         course.healed_s = change.at_s
-            elif isinstance(i, BlockSource):
+            elif isinstance(i, BlockSource | FlowAlert):
                 for course in self._running(i.container, change.at_s, ATTACKS):
                     # A rule that expires earlier only interrupts the attack.
-                    if i.expires_at_s >= course.injection.end_s and _covers(i.source, course.injection.source) == 1:
+                    lasts = i.expires_at_s >= course.injection.end_s
+                    if lasts and any(_covers(rule, course.injection.source) == 1 for rule in _rules(i)):
                         course.healed_s = change.at_s
         return frozenset(restarted)
 
@@ -192,6 +194,13 @@ def _attack(d: Disturbance, k: int, i: Injection, profile: ServiceProfile, open_
             d.attack_read[k] = 12 * profile.disk_read_per_request + 4e5
             d.attack_tx[k] = 8 * profile.tx_per_request
             d.heavy_tail[k] = 1 + 3 * i.intensity * open_share
+
+
+def _rules(i: BlockSource | FlowAlert) -> tuple[str, ...]:
+    """The sources that an instruction keeps an attack from."""
+    if isinstance(i, BlockSource):
+        return (i.source,)
+    return () if i.advice is FlowAdvice.INSPECT else tuple(s.source for s in i.sources)
 
 
 def _covers(rule: str, source: str) -> float:

@@ -15,11 +15,11 @@ import numpy as np
 
 from natwork_ray.domain.actions import MigrationMethod
 from natwork_ray.domain.migrations import ContainerLoad
-from natwork_ray.limi.boosters import lightgbm
 from natwork_ray.limi.durations import MigrationInputs, predict
 from natwork_ray.limi.features import Floats, features
 from natwork_ray.limi.run_table import METHODS, Choices, RunTable
 from natwork_ray.limi.selection import cost
+from natwork_ray.trees.boosters import lightgbm
 
 MIB = float(2**20)
 SMALL_BYTES = 32 * MIB  # below, moving everything takes no longer than arranging not to

@@ -1,7 +1,7 @@
 """A method selector as one file: JSON with the card, the trees as text, and a digest. Never a pickle.
 
 The digest tells a damaged file from a whole one; it is no signature, so the trees are checked all the same before
-LightGBM reads them (`limi.tree_text`). Reading is bounded. Anything odd is an `InputError`.
+LightGBM reads them (`natwork_ray.trees.tree_text`). Reading is bounded. Anything odd is an `InputError`.
 """
 
 from __future__ import annotations

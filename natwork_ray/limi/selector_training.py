@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from natwork_ray.domain.actions import MigrationMethod
 from natwork_ray.errors import InputError
-from natwork_ray.limi.boosters import lightgbm, train_text, trees_of
+from natwork_ray.limi.boosters import train_text, trees_of
 from natwork_ray.limi.dataset import MigrationRow, dataset_lines
 from natwork_ray.limi.features import EXTENT, Floats, extent, features
 from natwork_ray.limi.selection import Duration
@@ -36,6 +36,7 @@ from natwork_ray.limi.selector_card import (
     SelectorSettings,
 )
 from natwork_ray.limi.selector_file import TreeTexts, dumps
+from natwork_ray.trees.boosters import lightgbm
 
 MIN_RUNS = 20  # of a method; below, folds hold so few that neither margin nor shift means anything
 _LEVEL = 0.95

@@ -10,9 +10,9 @@ MAX_WINDOW = 512
 
 # The name under which the loop asks its ModelStore, and the file that comes with the package.
 DEFAULT_MODEL = "profiler"
+ANNEX_A_MODEL = "profiler-annex-a"
 PACKAGED_MODELS = Path(__file__).parent / "models"
 MAX_MODEL_BYTES = 16 * 2**20
 
-# Table 2, measured again: epochs of each network, and run groups at most (by default every run is a fold of its own).
-TABLE_2_EPOCHS = 20
-TABLE_2_FOLDS = 10
+# Run groups at most when tables are measured again: by default every run is a fold of its own.
+MAX_FOLDS = 10

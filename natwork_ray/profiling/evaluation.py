@@ -36,7 +36,7 @@ class BinaryMetrics:
 
 @value
 class EventMetrics:
-    """What an operator sees. An event is found when a flag falls inside it; consecutive stray flags are one alarm.
+    """What an operator sees; `event_metrics` says what counts as found and as false.
 
     Attributes:
         events: number of labelled blocks.
@@ -148,23 +148,42 @@ def vote(flagged: Bools, unit: NDArray[np.intp], *, needed: int, of: int) -> Boo
 
 
 def event_metrics(
-    truth: Bools, flagged: Bools, unit: NDArray[np.intp], *, step_s: float, grace: int = 0
+    truth: Bools,
+    flagged: Bools,
+    unit: NDArray[np.intp],
+    *,
+    step_s: float,
+    grace: int = 0,
+    opened: Bools | None = None,
 ) -> EventMetrics:
-    """Per-event figures; flags within `grace` samples after an event belong to it."""
+    """Per-event figures.
+
+    A block of anomalous samples is found when a flag falls inside it, or within `grace` samples after it. A false alarm
+    is a stretch of consecutive alarmed samples that touches no block and no such grace.
+
+    Args:
+        truth: bool (M,), labels.
+        flagged: bool (M,), what finds a block.
+        unit: (M,) which recording a sample belongs to.
+        step_s: seconds between samples.
+        grace: samples.
+        opened: bool (M,), alarmed samples; wherever it is flagged, and perhaps longer. By default the flags themselves.
+    """
     events = found = false_alarms = 0
     delays: list[int] = []
-    for i in np.unique(unit):
-        rows = np.flatnonzero(unit == i)
+    alarmed = flagged if opened is None else opened
+    order = np.argsort(unit, kind="stable")
+    for rows in np.split(order, np.flatnonzero(np.diff(unit[order])) + 1):
         flags = flagged[rows]
-        stray = flags.copy()
-        for start, end in _blocks(truth[rows]):
+        due = np.zeros(len(rows), dtype=bool)
+        for start, end in blocks(truth[rows]):
             events += 1
-            stray[start : end + grace] = False
+            due[start : end + grace] = True
             inside = np.flatnonzero(flags[start : end + grace])
             if len(inside):
                 found += 1
                 delays.append(int(inside[0]))
-        false_alarms += len(_blocks(stray))
+        false_alarms += sum(not due[start:end].any() for start, end in blocks(alarmed[rows]))
     hours = len(truth) * step_s / 3600
     return EventMetrics(
         events=events,
@@ -240,6 +259,7 @@ class ConstantThreshold:
         return np.asarray(self.direction * samples[:, self.metric] - self.threshold, dtype=np.float64)
 
 
-def _blocks(mask: Bools) -> list[tuple[int, int]]:
+def blocks(mask: Bools) -> list[tuple[int, int]]:
+    """Half-open index ranges of consecutive true values."""
     edges = np.flatnonzero(np.diff(np.concatenate([[False], mask, [False]]).astype(np.int8)))
     return [(int(a), int(b)) for a, b in zip(edges[::2], edges[1::2], strict=True)]

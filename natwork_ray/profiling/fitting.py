@@ -18,16 +18,12 @@ from torch.nn import functional
 
 from natwork_ray.profiling.networks import probabilities
 from natwork_ray.profiling.profile import Floats
+from natwork_ray.profiling.progress import Progress as Progress
+from natwork_ray.profiling.progress import no_progress as no_progress
 
 Net = TypeVar("Net", bound=nn.Module)
-# (done, total, what): called between epochs.
-Progress = Callable[[int, int, str], None]
 
 _CHUNK = 8192
-
-
-def no_progress(_done: int, _total: int, _what: str) -> None:
-    """Report nothing."""
 
 
 @contextlib.contextmanager
@@ -108,4 +104,19 @@ def predict(network: nn.Module, inputs: Floats) -> Floats:
             probabilities(network, torch.from_numpy(inputs[i : i + _CHUNK])).numpy()
             for i in range(0, len(inputs), _CHUNK)
         ]
+    return np.concatenate(parts)
+
+
+def contributions_of(network: nn.Module, inputs: Floats) -> Floats:
+    """(M, 12): how much each metric of inputs (M, T, 12) pushed a two-class network towards its second class.
+
+    Gradient times input, summed over the window: to first order what the log odds would lose, were the metric as usual.
+    """
+    network.eval()
+    parts = []
+    for i in range(0, len(inputs), _CHUNK):
+        x = torch.from_numpy(inputs[i : i + _CHUNK]).requires_grad_(True)
+        logits = network(x)
+        (gradient,) = torch.autograd.grad((logits[:, 1] - logits[:, 0]).sum(), x)
+        parts.append((gradient * x.detach()).sum(dim=1).numpy())
     return np.concatenate(parts)

@@ -9,10 +9,13 @@ from natwork_ray.domain.anomaly import STAGE_2_CLASSES
 from natwork_ray.domain.telemetry import METRICS
 from natwork_ray.domain.values import Backend, value
 from natwork_ray.errors import InputError
+from natwork_ray.profiling.alarming import AlarmRule
 from natwork_ray.profiling.bounds import MAX_WINDOW, MIN_WINDOW
 from natwork_ray.profiling.profile import ServiceProfile
 
-FORMAT: Literal["natwork-profiler/1"] = "natwork-profiler/1"
+FORMAT: Literal["natwork-profiler/2"] = "natwork-profiler/2"
+
+_MAX_CALIBRATION = 1e3
 
 
 @value
@@ -20,26 +23,28 @@ class TrainingSettings:
     """Everything that decides a training run besides the data. The defaults made the models that are shipped.
 
     Attributes:
+        detector: `best`, or `annex-a` for the networks of the annex alone.
         seed: of initial weights, batch order, dropout and noise.
-        window: T, samples per window. Shorter ones find an anomaly as well, but tell spike from step less well.
-        epochs, batch, learning_rate: of both networks.
+        window: T, samples per window of stage 1.
+        epochs, batch, learning_rate: of both networks (`annex-a` only, as are the next two).
         noise: standard deviation of the noise added to network inputs, in units of `detector.network_input`.
         balance: power of the class weights, 0 (none) to 1 (all classes count the same).
         folds: run groups for the out-of-fold scores from which the operating point is chosen.
         beta: the threshold maximises F-beta on them; below 1 precision counts more, since an alarm may move containers.
-        normal_share: normal windows given to stage 2 as "false positive", per anomalous one; those that stage 1 finds
-            most suspicious first.
-        reject_below: stage 2 says Unknown when its best class is less probable than this.
+        normal_share: normal windows given to the annex's stage 2 as "false positive", per anomalous one; those that
+            stage 1 finds most suspicious first.
+        reject_below: the annex's stage 2 says Unknown when its best class is less probable than this.
     """
 
+    detector: Literal["best", "annex-a"] = "best"
     seed: int = 7
-    window: int = 8
+    window: int = 10
     epochs: int = 12
     batch: int = 256
     learning_rate: float = 0.003
     noise: float = 0.3
     balance: float = 0.0
-    folds: int = 2
+    folds: int = 4
     beta: float = 0.5
     normal_share: float = 0.5
     reject_below: float = 0.5
@@ -81,19 +86,29 @@ class OutOfFoldMetrics:
 
 @value
 class ModelCard:
-    """Metadata of a pair of networks. `threshold` is stage 1's; `fleet` stands in for services without a profile."""
+    """Metadata of a detector.
 
-    format: Literal["natwork-profiler/1"] = FORMAT
+    Attributes:
+        threshold: of stage 1's probability.
+        calibration: slope and intercept that turned its raw log odds into that probability; (1, 0) for none.
+        alarm: when its scores become an alarm; None where every flag is one.
+        fleet: stands in for services without a profile.
+        made_with: the libraries that trained it, with their versions.
+    """
+
+    format: Literal["natwork-profiler/2"] = FORMAT
     metrics: tuple[str, ...] = tuple(str(m) for m in METRICS)
     classes: tuple[str, ...] = tuple(str(k) for k in STAGE_2_CLASSES)
     threshold: float
+    calibration: tuple[float, float] = (1.0, 0.0)
+    alarm: AlarmRule | None = None
     settings: TrainingSettings
     fleet: ServiceProfile
     trained_on: Backend
     runs: int
     windows: int
     data_sha256: str
-    torch_version: str
+    made_with: str
     out_of_fold: OutOfFoldMetrics
 
     def __post_init__(self) -> None:
@@ -103,3 +118,6 @@ class ModelCard:
             )
         if not (math.isfinite(self.threshold) and 0.0 <= self.threshold <= 1.0):
             raise InputError(f"model's threshold is {self.threshold}", hint="it must lie between 0 and 1")
+        slope, intercept = self.calibration
+        if not (0.0 < slope <= _MAX_CALIBRATION and abs(intercept) <= _MAX_CALIBRATION):
+            raise InputError(f"model's calibration is {self.calibration}", hint="train it anew")

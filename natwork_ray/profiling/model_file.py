@@ -1,41 +1,60 @@
-"""A pair of networks as one file: safetensors with a JSON card. Never a pickle.
+"""A detector as one file: safetensors with a JSON card. Never a pickle.
 
-Both networks travel together, because stage 2 and the threshold belong to the stage 1 they were trained with; a store
-that swaps one file can never mix two versions. Tensors are named `light.<parameter>` and `seven.<parameter>`.
+Both stages travel together, because stage 2 and the threshold belong to the stage 1 they were trained with; a store
+that swaps one file can never mix two versions. The card says which detector it is:
 
-Loading is strict and bounded: size, tensor names, types, shapes and finiteness are checked before a network sees them.
-Anything odd is an `InputError`.
+- `best`: `trees` (LightGBM's text, as bytes) and `naming.<array>`;
+- `annex-a`: `light.<parameter>` and `seven.<parameter>`;
+
+and both hold `profiles`, the profiles of services that the detector knows, as JSON bytes.
+
+Loading is strict and bounded: size, names, types, shapes and finiteness are checked, and every tree of a text before
+LightGBM sees it. Anything odd is an `InputError`.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
-import torch
+import numpy as np
+from numpy.typing import NDArray
 from safetensors import SafetensorError
-from safetensors.torch import load, save
-from torch import Tensor, nn
+from safetensors.numpy import load, save
 
 from natwork_ray.domain.values import decode, encode
 from natwork_ray.errors import InputError
 from natwork_ray.profiling.bounds import MAX_MODEL_BYTES
 from natwork_ray.profiling.detector import TwoStageDetector
 from natwork_ray.profiling.model_card import ModelCard
-from natwork_ray.profiling.networks import LightCnn, SevenClassCnn
+from natwork_ray.profiling.naming import Namer
+from natwork_ray.profiling.profile import ProfileBook, ServiceProfile
+from natwork_ray.profiling.stages import StageOne, StageTwo, TreeStage
+
+if TYPE_CHECKING:
+    from torch import nn
+
+Arrays = Mapping[str, NDArray[np.generic]]
 
 _CARD = "natwork"
+_PROFILES = "profiles"
+_TREES = "trees"
+_NAMING = "naming."
 _HINT = "it must be a file that `natwork train profiler` wrote"
 
 
 def dumps(detector: TwoStageDetector) -> bytes:
-    """The detector as bytes for a ModelStore."""
-    tensors = {
-        f"{part}.{name}": tensor.contiguous()
-        for part, network in (("light", detector.light), ("seven", detector.seven))
-        for name, tensor in network.state_dict().items()
-    }
-    data: bytes = save(tensors, metadata={_CARD: encode(detector.card).decode()})
+    """The detector as bytes for a ModelStore.
+
+    Raises:
+        InputError: a detector without a stage 2, which is made for measuring, not for keeping.
+    """
+    arrays = dict(_stages_as_arrays(detector.stage_1, detector.stage_2))
+    # Text travels as an array of bytes: a second entry in the metadata would be written in a random order.
+    arrays[_PROFILES] = _as_bytes(ProfileBook(profiles=detector.book.profiles).to_json())
+    data: bytes = save(arrays, metadata={_CARD: encode(detector.card).decode()})
     return data
 
 
@@ -49,17 +68,13 @@ def loads(data: bytes) -> TwoStageDetector:
         raise InputError(f"model of {len(data)} bytes exceeds {MAX_MODEL_BYTES}", hint=_HINT)
     card = _card(data)
     try:
-        tensors = load(data)
+        arrays = load(data)
     except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
         raise InputError(f"not a safetensors model: {error}", hint=_HINT) from error
-    light, seven = LightCnn(), SevenClassCnn()
-    expected = {f"{part}.{name}" for part, n in (("light", light), ("seven", seven)) for name in n.state_dict()}
-    if set(tensors) != expected:
-        odd = sorted(set(tensors) ^ expected)[:3]
-        raise InputError(f"model has missing or unknown tensors: {', '.join(odd)}"[:300], hint=_HINT)
-    _fill(light, "light", tensors)
-    _fill(seven, "seven", tensors)
-    return TwoStageDetector(light, seven, card)
+    profiles = _profiles(arrays)
+    stages = _best if card.settings.detector == "best" else _annex_a
+    stage_1, stage_2 = stages(arrays, card)
+    return TwoStageDetector(stage_1, stage_2, card, profiles)
 
 
 def digest(data: bytes) -> str:
@@ -67,8 +82,71 @@ def digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
+def _stages_as_arrays(stage_1: StageOne, stage_2: StageTwo) -> Arrays:
+    if isinstance(stage_1, TreeStage) and isinstance(stage_2, Namer):
+        naming = {_NAMING + name: array for name, array in stage_2.tensors().items()}
+        return {_TREES: _as_bytes(stage_1.text.encode()), **naming}
+    from natwork_ray.profiling.annex_a import LightStage, SevenClassStage
+
+    if isinstance(stage_1, LightStage) and isinstance(stage_2, SevenClassStage):
+        return {
+            f"{part}.{name}": tensor.contiguous().numpy()
+            for part, network in (("light", stage_1.network), ("seven", stage_2.network))
+            for name, tensor in network.state_dict().items()
+        }
+    raise InputError("a detector without a stage 2 cannot be kept", hint="train it with `naming`")
+
+
+def _best(arrays: Arrays, card: ModelCard) -> tuple[StageOne, StageTwo]:
+    naming = {name.removeprefix(_NAMING): array for name, array in arrays.items() if name.startswith(_NAMING)}
+    _check_names(set(arrays), {_PROFILES, _TREES, *(_NAMING + name for name in naming)})
+    namer = Namer.from_tensors(naming)
+    _check_names(set(naming), set(namer.tensors()))
+    return TreeStage(_text(arrays[_TREES], _TREES), card.calibration), namer
+
+
+def _annex_a(arrays: Arrays, card: ModelCard) -> tuple[StageOne, StageTwo]:
+    # Torch costs seconds and 200 MiB, and the default detector does not need it.
+    from natwork_ray.profiling.annex_a import LightStage, SevenClassStage
+    from natwork_ray.profiling.networks import LightCnn, SevenClassCnn
+
+    light, seven = LightCnn(), SevenClassCnn()
+    parts = (("light", light), ("seven", seven))
+    _check_names(set(arrays), {_PROFILES, *(f"{part}.{name}" for part, n in parts for name in n.state_dict())})
+    _fill(light, "light", arrays)
+    _fill(seven, "seven", arrays)
+    settings = card.settings
+    return LightStage(light), SevenClassStage(seven, window=settings.window, reject_below=settings.reject_below)
+
+
+def _check_names(given: set[str], expected: set[str]) -> None:
+    if given != expected:
+        raise InputError(
+            f"model has missing or unknown arrays: {', '.join(sorted(given ^ expected)[:3])}"[:300], hint=_HINT
+        )
+
+
+def _profiles(arrays: Arrays) -> tuple[ServiceProfile, ...]:
+    if _PROFILES not in arrays:
+        raise InputError("model has no profiles", hint=_HINT)
+    return ProfileBook.from_json(_text(arrays[_PROFILES], _PROFILES).encode()).profiles
+
+
+def _as_bytes(text: bytes) -> NDArray[np.uint8]:
+    return np.frombuffer(text, dtype=np.uint8)
+
+
+def _text(array: NDArray[np.generic], name: str) -> str:
+    if array.dtype != np.uint8 or array.ndim != 1:
+        raise InputError(f"model's {name} are {array.dtype} {array.shape}, not bytes", hint=_HINT)
+    try:
+        return array.tobytes().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"model's {name} are not text: {error}", hint=_HINT) from error
+
+
 def _card(data: bytes) -> ModelCard:
-    # The library returns tensors only, so the header is read here: 8 bytes of length, then JSON.
+    # The library returns arrays only, so the header is read here: 8 bytes of length, then JSON.
     length = int.from_bytes(data[:8], "little")
     if len(data) < 8 or length > len(data) - 8:
         raise InputError("model file is cut off in its header", hint=_HINT)
@@ -79,13 +157,17 @@ def _card(data: bytes) -> ModelCard:
         raise InputError("model file has no card", hint=_HINT) from error
     if not isinstance(card, str):
         raise InputError("model file's card is not text", hint=_HINT)
-    return decode(ModelCard, card)
+    parsed: ModelCard = decode(ModelCard, card)
+    return parsed
 
 
-def _fill(network: nn.Module, part: str, tensors: dict[str, Tensor]) -> None:
+def _fill(network: nn.Module, part: str, arrays: Arrays) -> None:
+    import torch
+
     own = network.state_dict()
     for name, target in own.items():
-        given = tensors[f"{part}.{name}"]
+        array = arrays[f"{part}.{name}"]
+        given = torch.from_numpy(array.copy())
         if given.shape != target.shape or given.dtype != target.dtype:
             raise InputError(
                 f"model tensor {part}.{name} is {given.dtype} {tuple(given.shape)}, "

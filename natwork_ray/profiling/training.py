@@ -1,11 +1,11 @@
-"""Training the pair of networks of section 6.1.1, from labelled runs to the bytes of a model.
+"""Training a detector (section 6.1.1), from labelled runs to the bytes of a model.
 
-In order: deviations from each run's own commissioning hour; out-of-fold stage 1 scores, split by run; the threshold
-that maximises F-beta on them; stage 1 on everything; stage 2 on the anomalous windows plus the normal ones that stage 1
-found most suspicious (its "false positive" class has to learn from real mistakes).
+`TrainingSettings.detector` says which: `best`, trees and a forest (`profiling.boosting`, `profiling.naming`), or
+`annex-a`, the networks of the annex (`profiling.annex_a_training`). Either way the operating point is chosen on scores
+of runs that were not learnt from, and the final stages learn from all runs.
 
-Windows labelled anomalous of unlabelled type (-1) are left out of both stages: in the emulation these are neighbours
-that merely suffer from another container's anomaly, and should be neither blamed nor called healthy.
+The detector keeps the profiles of the services it was trained on, so that they need no commissioning hour later; not
+those of emulated services, for no real service is one of them, whatever it is called.
 
     >>> data = train_profiler(runs, TrainingSettings(seed=7))
     >>> store.save(DEFAULT_MODEL, data)
@@ -15,22 +15,25 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from importlib.metadata import version
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from natwork_ray.domain.anomaly import STAGE_2_CLASSES
 from natwork_ray.domain.labelled import LabelledRun
+from natwork_ray.domain.values import Backend
 from natwork_ray.errors import InputError
-from natwork_ray.profiling.detector import TwoStageDetector, named, network_input
-from natwork_ray.profiling.evaluation import best_threshold, binary_metrics, folds_by_run
-from natwork_ray.profiling.fitting import Progress, balanced_weights, fit, no_progress, predict
+from natwork_ray.profiling.alarming import fit_rule
+from natwork_ray.profiling.boosting import fit_tree_stage
+from natwork_ray.profiling.detector import TwoStageDetector
+from natwork_ray.profiling.evaluation import binary_metrics, folds_by_run
 from natwork_ray.profiling.model_card import ModelCard, OutOfFoldMetrics, TrainingSettings
 from natwork_ray.profiling.model_file import dumps
-from natwork_ray.profiling.networks import LightCnn, SevenClassCnn
-from natwork_ray.profiling.profile import FLEET, Floats, ServiceProfile
-from natwork_ray.profiling.windows import WindowSet, by_own_commissioning, commissioning_book, windows_of
+from natwork_ray.profiling.naming import fit_namer
+from natwork_ray.profiling.profile import Floats, ProfileBook, ServiceProfile, unprofiled_fleet
+from natwork_ray.profiling.progress import Counted, Progress, no_progress
+from natwork_ray.profiling.stages import StageTwo, Unnamed
+from natwork_ray.profiling.windows import by_profile, commissioning_book
 
 
 def train_profiler(
@@ -38,7 +41,7 @@ def train_profiler(
 ) -> bytes:
     """Train both stages and return the model file: what `natwork train profiler` stores.
 
-    The same runs and settings give the same model on the same machine; on other processors weights may differ in the
+    The same runs and settings give the same model on the same machine; on other processors figures may differ in the
     last bits, and verdicts in a few windows.
 
     Raises:
@@ -48,75 +51,39 @@ def train_profiler(
 
 
 def train(
-    runs: Sequence[LabelledRun], settings: TrainingSettings | None = None, progress: Progress = no_progress
+    runs: Sequence[LabelledRun],
+    settings: TrainingSettings | None = None,
+    progress: Progress = no_progress,
+    *,
+    naming: bool = True,
 ) -> TwoStageDetector:
-    """As `train_profiler`, but the detector itself."""
+    """As `train_profiler`, but the detector itself; without `naming`, stage 1 only: all that is flagged is Unknown."""
     settings = settings or TrainingSettings()
-    normalise = by_own_commissioning(runs)
-    # Commissioning samples of a run are both its profile and, being normal, worth training on.
-    every = windows_of(runs, settings.window, lambda run: network_input(normalise(run)))
-    windows = _labelled(every)
-    anomalous = windows.anomalous
-    if not anomalous.any() or anomalous.all():
-        raise InputError(
-            "training data hold only normal or only anomalous windows", hint="give labelled runs of both kinds"
-        )
-
-    folds = folds_by_run(windows.run_names, settings.folds)
-    for names in folds:
-        if not anomalous[~windows.of_runs(names)].any():
-            raise InputError(
-                f"all anomalies lie in run {', '.join(names)}", hint="give at least two runs that hold anomalies"
-            )
-    total = settings.epochs * (2 * len(folds) + 2)
-    done = 0
-
-    def step(_done: int, _total: int, what: str) -> None:
-        nonlocal done
-        done += 1
-        progress(done, total, what)
-
-    # Scores of runs that stage 1 was not trained on, and the operating point chosen on them.
-    p = np.zeros(len(anomalous), dtype=np.float32)
-    for number, names in enumerate(folds, start=1):
-        held = windows.of_runs(names)
-        network = _stage_1(windows, ~held, settings, step, f"stage 1, fold {number} of {len(folds)}")
-        p[held] = predict(network, windows.inputs[held])[:, 1]
-    threshold = best_threshold(anomalous, p, beta=settings.beta)
-
-    kind_hits = []
-    chosen = _stage_2_rows(windows, p, settings)
-    for number, names in enumerate(folds, start=1):
-        held = windows.of_runs(names)
-        network_2 = _stage_2(windows, chosen & ~held, settings, step, f"stage 2, fold {number} of {len(folds)}")
-        judged = held & anomalous & (p >= threshold)
-        if judged.any():
-            kinds, _ = named(predict(network_2, windows.inputs[judged]), settings.reject_below)
-            kind_hits.append(kinds == windows.kinds[judged])
-
-    light = _stage_1(windows, np.ones(len(anomalous), dtype=bool), settings, step, "stage 1, all runs")
-    seven = _stage_2(windows, chosen, settings, step, "stage 2, all runs")
-    reached = binary_metrics(anomalous, p, threshold)
+    _check(runs, settings)
+    folds = len(folds_by_run([run.run for run in runs if len(run.kinds)], settings.folds))
     book = commissioning_book(runs)
-    card = ModelCard(
-        threshold=threshold,
-        settings=settings,
-        fleet=book.fleet or _no_fleet(),
-        trained_on=runs[0].backend,
-        runs=len(set(windows.run_names)),
-        windows=len(anomalous),
-        data_sha256=data_digest(runs),
-        torch_version=torch.__version__.partition("+")[0],
-        out_of_fold=OutOfFoldMetrics(
-            accuracy=reached.accuracy,
-            precision=reached.precision,
-            recall=reached.recall,
-            f1=reached.f1,
-            auc=reached.auc,
-            kind_accuracy=float(np.concatenate(kind_hits).mean()) if kind_hits else None,
-        ),
-    )
-    return TwoStageDetector(light, seven, card)
+    if settings.detector == "best":
+        counted = Counted(progress, folds + 1 + int(naming))
+        boosted = fit_tree_stage(runs, settings, counted.step)
+        stage_2: StageTwo = Unnamed()
+        if naming:
+            stage_2 = fit_namer(runs, by_profile(book), seed=settings.seed)
+            counted.step("stage 2")
+        card = _card(
+            runs, settings, book, boosted.truth, boosted.scores, boosted.threshold,
+            calibration=boosted.calibration, kind_accuracy=None, made_with=("lightgbm", "scikit-learn"),
+        )  # fmt: skip
+        return TwoStageDetector(boosted.stage, stage_2, card, _kept(book, runs))
+    # Torch costs seconds and 200 MiB, and the default detector does not need it.
+    from natwork_ray.profiling.annex_a_training import fit_networks, steps_of
+
+    counted = Counted(progress, steps_of(folds, settings, naming=naming))
+    networks = fit_networks(runs, settings, counted.step, naming=naming)
+    card = _card(
+        runs, settings, book, networks.truth, networks.scores, networks.threshold,
+        calibration=(1.0, 0.0), kind_accuracy=networks.kind_accuracy, made_with=("torch",),
+    )  # fmt: skip
+    return TwoStageDetector(networks.stage_1, networks.stage_2, card, _kept(book, runs))
 
 
 def data_digest(runs: Sequence[LabelledRun]) -> str:
@@ -129,57 +96,63 @@ def data_digest(runs: Sequence[LabelledRun]) -> str:
     return sha.hexdigest()
 
 
-def _labelled(windows: WindowSet) -> WindowSet:
-    kept = windows.kinds >= 0
-    return WindowSet(windows.inputs[kept], windows.kinds[kept], windows.unit[kept], windows.run_names)
+def _check(runs: Sequence[LabelledRun], settings: TrainingSettings) -> None:
+    """Refuse runs that nothing can be learnt from.
+
+    Raises:
+        InputError: no samples, one class only, fewer than two runs, or all anomalies in the runs of one fold.
+    """
+    kinds = [run.kinds for run in runs if len(run.kinds)]
+    if not kinds:
+        raise InputError(f"{len(runs)} runs without a sample", hint="give runs that hold samples")
+    every = np.concatenate(kinds)
+    if not (every > 0).any() or not (every == 0).any():
+        raise InputError(
+            "training data hold only normal or only anomalous windows", hint="give labelled runs of both kinds"
+        )
+    for names in folds_by_run([run.run for run in runs if len(run.kinds)], settings.folds):
+        if not any((run.kinds > 0).any() for run in runs if run.run not in names):
+            raise InputError(
+                f"all anomalies lie in run {', '.join(names)}", hint="give at least two runs that hold anomalies"
+            )
 
 
-def _stage_1(
-    windows: WindowSet, rows: NDArray[np.bool_], settings: TrainingSettings, progress: Progress, what: str
-) -> LightCnn:
-    targets = windows.anomalous[rows].astype(np.int64)
-    return fit(
-        LightCnn,
-        windows.inputs[rows],
-        targets,
-        weights=balanced_weights(targets, 2, power=settings.balance),
-        seed=settings.seed,
-        epochs=settings.epochs,
-        batch=settings.batch,
-        learning_rate=settings.learning_rate,
-        noise=settings.noise,
-        progress=progress,
-        what=what,
+def _kept(book: ProfileBook, runs: Sequence[LabelledRun]) -> tuple[ServiceProfile, ...]:
+    return () if runs[0].backend is Backend.EMULATED else book.profiles
+
+
+def _card(
+    runs: Sequence[LabelledRun],
+    settings: TrainingSettings,
+    book: ProfileBook,
+    truth: NDArray[np.bool_],
+    scores: Floats,
+    threshold: float,
+    *,
+    calibration: tuple[float, float],
+    kind_accuracy: float | None,
+    made_with: tuple[str, ...],
+) -> ModelCard:
+    reached = binary_metrics(truth, scores, threshold)
+    # Scores out of fold are those of all labelled windows, run by run.
+    unit = np.repeat(np.arange(len(runs)), [np.count_nonzero(run.kinds >= 0) for run in runs])
+    return ModelCard(
+        threshold=threshold,
+        alarm=fit_rule(truth, scores >= threshold, scores, unit, step_s=runs[0].step_s),
+        calibration=calibration,
+        settings=settings,
+        fleet=book.fleet or unprofiled_fleet(),
+        trained_on=runs[0].backend,
+        runs=len({run.run for run in runs}),
+        windows=len(truth),
+        data_sha256=data_digest(runs),
+        made_with=", ".join(f"{name} {version(name).partition('+')[0]}" for name in made_with),
+        out_of_fold=OutOfFoldMetrics(
+            accuracy=reached.accuracy,
+            precision=reached.precision,
+            recall=reached.recall,
+            f1=reached.f1,
+            auc=reached.auc,
+            kind_accuracy=kind_accuracy,
+        ),
     )
-
-
-def _stage_2(
-    windows: WindowSet, rows: NDArray[np.bool_], settings: TrainingSettings, progress: Progress, what: str
-) -> SevenClassCnn:
-    targets = windows.kinds[rows].astype(np.int64)
-    return fit(
-        SevenClassCnn,
-        windows.inputs[rows],
-        targets,
-        weights=balanced_weights(targets, len(STAGE_2_CLASSES), power=0.5),
-        seed=settings.seed,
-        epochs=settings.epochs,
-        batch=max(2, settings.batch // 4),
-        learning_rate=settings.learning_rate,
-        noise=settings.noise,
-        progress=progress,
-        what=what,
-    )
-
-
-def _stage_2_rows(windows: WindowSet, p: Floats, settings: TrainingSettings) -> NDArray[np.bool_]:
-    rows = windows.anomalous.copy()
-    normal = np.flatnonzero(~rows)
-    wanted = min(len(normal), round(settings.normal_share * int(rows.sum())))
-    suspicious = normal[np.argsort(-p[normal], kind="stable")[:wanted]]
-    rows[suspicious] = True
-    return rows
-
-
-def _no_fleet() -> ServiceProfile:
-    return ServiceProfile(service=FLEET, samples=(0,) * 12, centre=(0.0,) * 12, scale=(1e9,) * 12)

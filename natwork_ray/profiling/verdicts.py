@@ -31,6 +31,8 @@ class Scores:
         deviations: float32 (N, 12), newest sample against the profile, robust standard deviations; NaN where missing.
         flagged: bool (N,), stage 1 at its threshold, with evidence.
         scored: bool (N,), false where the newest sample is missing altogether.
+        contributions: float32 (N, 12), how much each metric pushed stage 1 towards "anomalous", in log odds; without
+            NaN, and 0 where not flagged.
     """
 
     p_anomalous: Floats
@@ -39,6 +41,7 @@ class Scores:
     deviations: Floats
     flagged: NDArray[np.bool_]
     scored: NDArray[np.bool_]
+    contributions: Floats
 
 
 class Assessment(NamedTuple):
@@ -57,7 +60,7 @@ def reach_verdicts(window: TelemetryWindow, scores: Scores, *, known: NDArray[np
 
     Args:
         window: what was scored.
-        scores: what `TwoStageDetector.score` said of it.
+        scores: what a detector's `score` said of it.
         known: (N,) `ProfileBook.known`: false where a profile was stood in. By default all have their own.
     """
     own_profile = np.ones(len(scores.scored), dtype=bool) if known is None else known
@@ -68,7 +71,7 @@ def reach_verdicts(window: TelemetryWindow, scores: Scores, *, known: NDArray[np
             score=float(scores.p_anomalous[i]),
             kind=STAGE_2_CLASSES[scores.kinds[i]],
             confidence=float(scores.confidence[i]),
-            drivers=drivers(scores.deviations[i]),
+            drivers=drivers(scores.deviations[i], scores.contributions[i]),
         )
         for i in np.flatnonzero(scores.flagged)
     )
@@ -76,10 +79,16 @@ def reach_verdicts(window: TelemetryWindow, scores: Scores, *, known: NDArray[np
     return Assessment(found, degraded)
 
 
-def drivers(deviating: Floats) -> tuple[Driver, ...]:
-    """The metrics of one sample's deviations (12,) that stand out most, farthest first, at most three."""
+def drivers(deviating: Floats, contributions: Floats) -> tuple[Driver, ...]:
+    """The metrics that drove one verdict, at most three; from deviations (12,) and contributions (12,).
+
+    Only metrics that stand out now are named: those at least `MIN_EVIDENCE` away, the largest push towards "anomalous"
+    first, then the farthest.
+    """
     size = np.abs(np.nan_to_num(deviating, nan=0.0))
-    order = np.argsort(-size, kind="stable")[:N_DRIVERS]
+    order = np.lexsort((-size, -np.maximum(contributions, 0.0)))
+    named = [int(k) for k in order if size[k] >= MIN_EVIDENCE][:N_DRIVERS]
     return tuple(
-        Driver(metric=str(METRICS[k]), deviation=float(deviating[k])) for k in order if size[k] >= MIN_EVIDENCE
+        Driver(metric=str(METRICS[k]), deviation=float(deviating[k]), contribution=float(contributions[k]))
+        for k in named
     )

@@ -102,8 +102,8 @@ def by_profile(book: ProfileBook) -> Normaliser:
     """Deviations from the service's profile in one book, missing samples as usual (0)."""
 
     def normalise(run: LabelledRun) -> Floats:
-        centre, scale = book.arrays((run.service,))
-        return np.asarray(np.nan_to_num(deviations(run.values[None], centre, scale)[0], nan=0.0))
+        references = book.references((run.service,))
+        return np.asarray(np.nan_to_num(deviations(run.values[None], references)[0], nan=0.0))
 
     return normalise
 

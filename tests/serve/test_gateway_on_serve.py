@@ -10,6 +10,7 @@ import httpx
 import psutil
 import pytest
 
+from agents import haproxy
 from natwork_ray.audit.notes import VerifierKey
 from natwork_ray.audit.proofs import InclusionProof, verify_entry
 from natwork_ray.domain.actions import NODE_LOCAL
@@ -107,6 +108,11 @@ def test_serve_listens_on_loopback_only(ray_cluster: Any, anomaly_app: str) -> N
         c.laddr for c in psutil.net_connections("inet") if c.pid in ours and c.status == psutil.CONN_LISTEN and c.laddr
     ]
     assert {address.ip for address in listening if address.port == ray_cluster.http.port} == {"127.0.0.1"}
+    replicas = {address.ip for address in listening if 30_000 <= address.port <= 31_000}
+    assert replicas <= {"127.0.0.1"}, "HAProxy passes requests to the replicas' own servers"
+    balancers = {p.pid for p in psutil.process_iter(["name"]) if p.info["name"] == "haproxy"} & ours
+    addresses = {c.laddr.ip for c in psutil.net_connections("inet") if c.pid in balancers and c.status == "LISTEN"}
+    assert addresses == ({"127.0.0.1"} if haproxy.binary() else set()), "its statistics as well"
     assert 9000 not in {address.port for address in listening}, "Serve's gRPC proxy is not wanted"
 
 

@@ -85,7 +85,17 @@ def _criu(tmp_path: Path, version: str, *, refuses: str = "") -> None:
 def test_help_names_every_option(run: Run) -> None:
     ended = run("--help")
     assert (ended.returncode, ended.stderr) == (0, "")
-    options = ("--with-podman", "--dir", "--dry-run", "--check", "--remove", "--purge", "--json", "Examples:")
+    options = (
+        "--with-podman",
+        "--with-prometheus",
+        "--dir",
+        "--dry-run",
+        "--check",
+        "--remove",
+        "--purge",
+        "--json",
+        "Examples:",
+    )
     assert all(option in ended.stdout for option in options)
 
 

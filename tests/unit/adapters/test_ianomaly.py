@@ -11,7 +11,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from natwork_ray.adapters import ianomaly
-from natwork_ray.adapters.ianomaly import RecordingKind, blocks, labelled_runs, read_recording, read_recordings
+from natwork_ray.adapters.ianomaly import (
+    RecordedFile,
+    RecordingKind,
+    UnreadableFile,
+    blocks,
+    labelled_runs,
+    read_recording,
+    read_recordings,
+    recorded_files,
+)
 from natwork_ray.domain.anomaly import STAGE_2_CLASSES, AnomalyKind
 from natwork_ray.domain.labelled import LabelledRun
 from natwork_ray.domain.telemetry import METRICS, Metric
@@ -168,6 +177,10 @@ def test_too_many_files(write: Write, tmp_path: Path, monkeypatch: pytest.Monkey
         ([ROW.replace("0.006", "6e6")], HEADER, "column rx_bytes_per_ns: 6000000.0 cannot be right"),
         ([ROW.replace("495457909.0", "0.4954")], HEADER, "column latency_p50: 0.4954 cannot be right"),
         ([ROW.replace("2.6e-09", "2.6")], HEADER, "column request_throughput: 2.6 cannot be right"),
+        ([ROW.replace("0.006", "6e-12")], HEADER, "column rx_bytes_per_ns: 6e-12 cannot be right"),
+        ([ROW.replace("4e8", "0.4")], HEADER, "column rss: 0.4 cannot be right"),
+        ([ROW.replace("2.6e-09", "2.6e-18")], HEADER, "column request_throughput: 2.6e-18 cannot be right"),
+        ([ROW.replace("0.5", "5e-10")], HEADER, "column cpu_usage: 5e-10 cannot be right"),
         ([f"{ROW},2"], LABELLED, "column Normal/Attack: '2'"),
         ([ROW.replace("0.5", '"0.5')], HEADER, "unexpected end of data"),
         ([ROW.replace("0.5", "x" * 200_000)], HEADER, "field larger than field limit"),
@@ -218,6 +231,72 @@ def test_fuzzed_files_are_input_errors_or_sound(tmp_path: Path, noise: bytes, he
         return
     assert np.isfinite(run.values[:, :7]).all()
     assert (np.nan_to_num(run.values) >= 0).all()
+
+
+def _lenient(folder: Path) -> list[RecordedFile | UnreadableFile]:
+    return list(recorded_files(folder))
+
+
+def test_for_judging_cells_may_be_missing_and_labels_absent(write: Write, tmp_path: Path) -> None:
+    write("s_normal.csv", [ROW, ROW.replace("0.5", "").replace("2.6e-09", "NaN")])
+    write("s_usersurge.csv", [ROW] * 2)
+    write("s_other_anoms.csv", _with_labels("010"), LABELLED)
+    normal, others, surge = _lenient(tmp_path)
+    assert isinstance(normal, RecordedFile)
+    missing = np.isnan(normal.labelled.values)
+    assert [str(METRICS[k]) for k in np.flatnonzero(missing[1])] == ["cpu_utilization", "request_throughput_per_s"]
+    assert not missing[0].any()
+    assert isinstance(others, RecordedFile)
+    assert isinstance(surge, RecordedFile)
+    assert [f.name for f in (normal, others, surge)] == [
+        "normal_data/s_normal.csv",
+        "anomaly_data/s_other_anoms.csv",
+        "anomaly_data/s_usersurge.csv",
+    ]
+    assert [f.has_labels for f in (normal, others, surge)] == [True, True, False]
+    assert (normal.labelled.commissioning, others.labelled.kinds.tolist()) == (2, [0, -1, 0])
+
+
+def test_a_metric_that_was_never_measured(write: Write, tmp_path: Path) -> None:
+    write("s_normal.csv", ["0,0,4e8,3e9,0.5,1e-3,1e-3,,,,,"] * 3)
+    (file,) = _lenient(tmp_path)
+    assert isinstance(file, RecordedFile)
+    assert np.isnan(file.labelled.values[:, METRICS.index(Metric.LATENCY_P50) :]).all()
+
+
+def test_a_normal_hour_that_is_labelled_otherwise_ends_there(write: Write, tmp_path: Path) -> None:
+    write("s_normal.csv", _with_labels("00010"), LABELLED)
+    (file,) = _lenient(tmp_path)
+    assert isinstance(file, RecordedFile)
+    assert file.labelled.commissioning == 3
+    assert file.labelled.anomalous.tolist() == [False, False, False, True, False]
+
+
+def test_bad_files_among_good_ones_are_told_apart(write: Write, tmp_path: Path) -> None:
+    write("a_normal.csv", [ROW])
+    write("b_normal.csv", [ROW.replace("0.5", "half")])
+    write("c_normal.csv", [ROW], HEADER.replace(",rss", ""))
+    write("d_usersurge.csv", [f"{ROW},"], LABELLED)
+    good, text, column, label = _lenient(tmp_path)
+    assert isinstance(good, RecordedFile)
+    for bad, said in ((text, "row 1, column cpu_usage: 'half'"), (column, "columns missing: rss"), (label, "'nan'")):
+        assert isinstance(bad, UnreadableFile)
+        assert said in bad.error.what
+        assert bad.name.rpartition("/")[2] in bad.error.what
+
+
+def test_more_may_be_judged_than_trained_on(write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ianomaly, "MAX_ROWS", 5)
+    monkeypatch.setattr(ianomaly, "MAX_JUDGED_ROWS", 8)
+    write("s_normal.csv", [ROW] * 8)
+    with pytest.raises(InputError, match="more than 5 rows"):
+        read_recordings(tmp_path)
+    (file,) = _lenient(tmp_path)
+    assert isinstance(file, RecordedFile)
+    write("s_normal.csv", [ROW] * 9)
+    (file,) = _lenient(tmp_path)
+    assert isinstance(file, UnreadableFile)
+    assert "more than 8 rows" in file.error.what
 
 
 @pytest.mark.data

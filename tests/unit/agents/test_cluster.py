@@ -210,3 +210,18 @@ def test_an_agents_home_is_its_nodes_machine_or_the_emulations_host() -> None:
     assert home_of("edge-1", []) == {HOST_LABEL: "yes"}
     assert limi_name("edge-1") == "natwork-limi-edge-1"
     assert limi_name("edge-1") != limi_name("edge-2")
+
+
+def test_a_balancer_that_outlived_its_actor_is_ended_with_the_cluster(record: ClusterRecord, tmp_path: Path) -> None:
+    """HAProxy's parent is an actor of Serve; when that dies, only its command line says whose it is."""
+    wait = "import time; time.sleep(60)"
+    stray = subprocess.Popen([sys.executable, "-c", wait, "-f", f"{record.temp_dir}/ha/node/haproxy.cfg"])
+    other = subprocess.Popen([sys.executable, "-c", wait, "-f", f"{record.temp_dir}-2/ha/node/haproxy.cfg"])
+    try:
+        assert end(tmp_path) is True
+        assert not psutil.pid_exists(stray.pid)
+        assert other.poll() is None
+    finally:
+        for each in (stray, other):
+            each.kill()
+            each.wait()

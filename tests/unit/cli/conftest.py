@@ -16,9 +16,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from typer.main import get_command
 
 from agents import cluster
 from natwork_ray.backends import WorldFacts
+from natwork_ray.cli import main as cli_main
 from natwork_ray.cli import settings as cli_settings
 from natwork_ray.cli.in_process import Ending, run_in_process
 from natwork_ray.cli.main import main
@@ -355,8 +357,16 @@ class Ended:
 Natwork = Callable[..., Ended]
 
 
+@pytest.fixture(scope="session")
+def command_tree() -> Any:
+    """The commands as Typer builds them at every start: a fifth of a second, spent once for all tests."""
+    return get_command(cli_main.app)
+
+
 @pytest.fixture
-def natwork(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Iterator[Natwork]:
+def natwork(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, command_tree: Any
+) -> Iterator[Natwork]:
     """`natwork("audit", "list")`: the console script's entry point in this process, in an empty folder.
 
     It must end with SystemExit: any other exception is a bug, and fails the test.
@@ -365,6 +375,7 @@ def natwork(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
         monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr(cli_main, "app", command_tree)
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
 
@@ -399,14 +410,17 @@ class StandInGateway:
         self.state_dir = state_dir
         self.asked: list[Asked] = []
         self._answer = (500, b"{}")
+        self._at: dict[tuple[str, str], tuple[int, bytes]] = {}
         gateway = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 length = int(self.headers.get("Content-Length", 0))
-                body = json.loads(self.rfile.read(length)) if length else None
+                sent = self.rfile.read(length) if length else b""
+                raw = self.headers.get("Content-Type") == "application/octet-stream"
+                body = sent if raw else json.loads(sent) if sent else None
                 gateway.asked.append(Asked(self.command, self.path, body, self.headers.get("Authorization")))
-                status, answer = gateway._answer
+                status, answer = gateway._at.get((self.command, self.path), gateway._answer)
                 self.send_response(status)
                 self.send_header("Content-Length", str(len(answer)))
                 self.end_headers()
@@ -424,6 +438,10 @@ class StandInGateway:
         config = load_config(environ={}, flags={"state_dir": str(state_dir), "http.port": port})
         (state_dir / "natwork.toml").write_text(to_toml(config), encoding="utf-8")
         (state_dir / "api-token").write_text("s3cret\n", encoding="ascii")
+
+    def answers_at(self, method: str, path: str, status: int, answer: dict[str, Any]) -> None:
+        """From now on, to that request; others as `answers` says."""
+        self._at[method, path] = (status, json.dumps(answer).encode())
 
     def answers(self, status: int, answer: dict[str, Any] | bytes) -> None:
         """From now on."""

@@ -1,9 +1,7 @@
-"""`natwork train profiler` and `natwork reproduce table-2`, as small as they go."""
+"""`natwork train profiler`, as small as it goes."""
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from pathlib import Path
 from typing import Any
@@ -16,7 +14,7 @@ from natwork_ray.errors import ExitCode
 from natwork_ray.profiling.bounds import DEFAULT_MODEL
 from natwork_ray.profiling.model_file import digest, loads
 
-TINY = ("train", "profiler", "--epochs", "1", "--runs", "2", "--hours", "1.5")
+TINY = ("train", "profiler", "--detector", "annex-a", "--epochs", "1", "--runs", "2", "--hours", "1.5")
 
 
 @pytest.fixture
@@ -43,7 +41,19 @@ def test_a_model_is_trained_and_can_be_used(natwork: Any, few_services: None) ->
 
 def test_recordings_train_as_well(natwork: Any, recorded: Path) -> None:
     Path("m.safetensors").write_bytes(b"old")
-    ended = natwork("train", "profiler", "--data", recorded, "--epochs", "1", "--out", "m.safetensors", "--force")
+    ended = natwork(
+        "train",
+        "profiler",
+        "--data",
+        recorded,
+        "--detector",
+        "annex-a",
+        "--epochs",
+        "1",
+        "--out",
+        "m.safetensors",
+        "--force",
+    )
     assert (ended.code, ended.out) == (0, "")
     assert "sha256" in ended.err
     assert "out-of-fold, split by run" in ended.err
@@ -84,39 +94,33 @@ def test_the_defaults_are_those_of_the_shipped_model() -> None:
     assert card.trained_on == "emulated"
 
 
-def test_table_2_beside_the_published_rows(natwork: Any, recorded: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    small = ("reproduce", "table-2", "--epochs", "1", "--folds", "2")
-    ended = natwork(*small, "--data", recorded, "--json")
+def test_a_training_is_checked_on_runs_it_did_not_see(natwork: Any, recorded: Path, tmp_path: Path) -> None:
+    command = ("train", "profiler", "--data", recorded, "--detector", "annex-a", "--epochs", "1", "--evaluate")
+    ended = natwork(*command, "--resume", tmp_path / "work", "--out", "m.safetensors", "--json")
     assert ended.code == 0
-    document = json.loads(ended.out)
-    assert document["rows"]
-    assert document["published"]
-    recorded.rename(recorded.with_name("ianomaly"))
-    monkeypatch.setenv("NATWORK_DATA_DIR", str(recorded.parent))
-    by_environment = natwork(*small, "-o", "csv")
-    rows = list(csv.DictReader(io.StringIO(by_environment.out)))
-    for source, name in (("measured", "rows"), ("published", "published")):
-        assert [r["model"] for r in rows if r["source"] == source] == [r["model"] for r in document[name]]
+    by_run = json.loads(ended.out)["by_run"]
+    assert (by_run["row"]["split"], by_run["work"]["cells"], by_run["work"]["resumed"]) == ("by-run", 3, 0)
+    again = natwork(*command, "--resume", tmp_path / "work", "--out", "n.safetensors")
+    assert again.code == 0
+    assert "3 of 3 were finished before" in again.err
+    assert "trained without each run in turn" in again.err
+    assert Path("m.safetensors").read_bytes() == Path("n.safetensors").read_bytes()
 
 
-def test_table_2_needs_data(natwork: Any, tmp_path: Path) -> None:
-    ended = natwork("reproduce", "table-2")
-    assert ended.code == ExitCode.PRECONDITION
-    assert "NATWORK_DATA_DIR" in ended.err
-    ended = natwork("--set", f"data_dir={tmp_path}", "reproduce", "table-2")
-    assert ended.code == ExitCode.PRECONDITION
-    assert str(tmp_path / "ianomaly") in ended.err
+def test_options_of_the_evaluation_need_it(natwork: Any, recorded: Path) -> None:
+    ended = natwork("train", "profiler", "--data", recorded, "--seeds", "2")
+    assert (ended.code, ended.out) == (ExitCode.USAGE, "")
+    assert "--evaluate" in ended.err
 
 
 @pytest.mark.parametrize("content", [b"", b"\xff\xfe\x00", b"a,b\n1,2\n", b"[red]\x1b[2J\n"])
 def test_hostile_recordings(natwork: Any, recorded: Path, content: bytes) -> None:
     victim = next(recorded.rglob("svc_usersurge2.csv"))
     victim.write_bytes(content)
-    for command in (("reproduce", "table-2"), ("train", "profiler")):
-        ended = natwork(*command, "--data", recorded)
-        assert (ended.code, ended.out) == (ExitCode.FAILED, "")
-        assert "svc_usersurge2.csv" in ended.err
-        assert "\x1b" not in ended.err
+    ended = natwork("train", "profiler", "--data", recorded)
+    assert (ended.code, ended.out) == (ExitCode.FAILED, "")
+    assert "svc_usersurge2.csv" in ended.err
+    assert "\x1b" not in ended.err
 
 
 def test_a_huge_recording_is_not_read(natwork: Any, recorded: Path) -> None:

@@ -154,11 +154,11 @@ def test_what_is_no_nodes_business_goes_to_the_cluster(world: Any) -> None:
         key = move(world, control, "front")
         with pytest.raises(NatworkError, match="no LiMi agent for front on node edge"):
             await courier.carry_out(control.loop.outbox(), world.topology(), 6.0)
-        control.loop._pending["x"] = ("d-000001", Scale(key="x", container="back", replicas=2))
+        control.loop._docket._pending["x"] = ("d-000001", Scale(key="x", container="back", replicas=2))
         control.loop._ledger.reserve("back", "x", 0.0, at_s=6.0)
         (done,) = await courier.carry_out((Scale(key="x", container="back", replicas=2),), world.topology(), 6.0)
         assert (done.key, cluster.asked) == ("x", ["x"])
-        assert key in control.loop._pending
+        assert key in control.loop._docket._pending
 
     asyncio.run(scene())
 

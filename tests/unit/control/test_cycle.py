@@ -10,16 +10,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from natwork_ray.control.cycle import Judgement, LoopCycle
+from natwork_ray.control.cycle import FLOW_HISTORY_S, Judgement, LoopCycle
 from natwork_ray.control.events import ApprovalAnswered, Event, OutcomeReported, TopologyObserved, VerdictsReached
 from natwork_ray.control.service import Answer, ControlService
 from natwork_ray.domain.actions import ActionOutcome, Instruction, Migrate
 from natwork_ray.domain.anomaly import AnomalyKind, AnomalyVerdict
 from natwork_ray.domain.auditing import AuditRecord
 from natwork_ray.domain.decisions import DecisionStatus, Mode
+from natwork_ray.domain.forecasts import LoadForecast
 from natwork_ray.domain.telemetry import METRICS, FlowShare, Metric, TelemetryWindow
 from natwork_ray.domain.topology import Topology
-from natwork_ray.errors import ConflictError, InputError, NotFoundError, TimedOutError
+from natwork_ray.errors import ConflictError, InputError, NatworkError, NotFoundError, TimedOutError
 
 K = AnomalyKind
 
@@ -52,6 +53,10 @@ class World:
     degraded: tuple[str, ...] = ()
     flows_asked: list[tuple[str, ...]] = field(default_factory=list)
     flows_known: dict[str, tuple[FlowShare, ...]] = field(default_factory=dict)
+    flows_before: dict[str, tuple[FlowShare, ...]] | None = None  # as now, where nothing else is said
+    forecaster: Any = None
+    forecast_length: int | None = None
+    turned_at_s: float = 0.0
     submitted: list[Event] = field(default_factory=list)
     effects: list[tuple[str, str]] = field(default_factory=list)  # (node, key), once per effect
     deliveries: list[tuple[str, str]] = field(default_factory=list)
@@ -75,8 +80,11 @@ class World:
         return ()
 
     async def flows(self, containers: Sequence[str], *, at_s: float) -> Mapping[str, tuple[FlowShare, ...]]:
+        if at_s <= 0:
+            raise InputError(f"no flows at {at_s} s", hint="ask for what was measured")
         self.flows_asked.append(tuple(containers))
-        return self.flows_known
+        earlier = self.flows_before is not None and at_s < self.turned_at_s
+        return self.flows_before if earlier and self.flows_before is not None else self.flows_known
 
     # Judge
     async def judge(self, window: TelemetryWindow) -> Judgement:
@@ -108,6 +116,8 @@ class World:
             node_hands={n: Hand(self, n) for n in ("edge", "core", "cloud")},
             cluster_hands=Hand(self, "cluster"),
             window_length=6,
+            forecaster=self.forecaster,
+            forecast_length=self.forecast_length,
         )
 
     def restart(self) -> None:
@@ -140,6 +150,7 @@ def stage(world: Any) -> World:
 
 
 def turn(stage: World, at_s: float) -> Any:
+    stage.turned_at_s = at_s
     return asyncio.run(stage.cycle().turn(at_s))
 
 
@@ -153,16 +164,15 @@ def test_a_quiet_turn(stage: World) -> None:
     assert [event.id for event in stage.submitted] == ["topology@10.000", "verdicts@10.000"]
 
 
-def test_evidence_is_attached_and_flows_are_asked_only_where_they_matter(stage: World, world: Any) -> None:
+def test_evidence_is_attached(stage: World, world: Any) -> None:
     flow = tuple(world.flow(0.9 - i / 10, 0.0, f"192.0.2.{i}/32") for i in range(8))
     stage.flows_known = {"back": flow, "front": flow}
     stage.found = (
         world.verdict("front", K.HIGH_CPU),
         world.verdict("back", K.UNKNOWN),
-        world.verdict("other", K.STEP_LOAD),
+        world.verdict("other", K.FALSE_POSITIVE),
     )
     turn(stage, 10.0)
-    assert stage.flows_asked == [("back", "other")]
     event = stage.submitted[1]
     assert isinstance(event, VerdictsReached)
     front, back, other = event.verdicts
@@ -170,13 +180,106 @@ def test_evidence_is_attached_and_flows_are_asked_only_where_they_matter(stage: 
     assert Metric.LATENCY_P99 not in front.observed
     assert len(back.observed) == len(METRICS)
     assert back.flows == flow[:5]
-    assert other.flows == ()
+    assert (front.flows, other.flows) == ((), ())  # a firewall rule needs a kind that traffic explains
 
 
-def test_no_flows_are_asked_for_kinds_that_traffic_does_not_explain(stage: World, world: Any) -> None:
-    stage.found = (world.verdict("front", K.NETWORK_LATENCY), world.verdict("back", K.HIGH_MEMORY))
+def test_flows_are_asked_of_whoever_is_flagged_and_of_their_past_where_a_share_is_large(
+    stage: World, world: Any
+) -> None:
+    stage.flows_known = {
+        "back": (world.flow(0.9, 0.0, "192.0.2.1/32"),),
+        "front": (world.flow(0.1, 0.1, "192.0.2.2/32"),),
+    }
+    stage.found = tuple(
+        world.verdict(name, kind)
+        for name, kind in (("front", K.HIGH_CPU), ("back", K.NETWORK_LATENCY), ("other", K.FALSE_POSITIVE))
+    )
+    turn(stage, 3600.0)
+    assert stage.flows_asked == [("front", "back"), *[("back",)] * len(FLOW_HISTORY_S)]
+    event = stage.submitted[1]
+    assert isinstance(event, VerdictsReached)
+    assert event.suspects == {}  # it has sent nine tenths all along
+
+
+def test_a_source_whose_share_jumped_is_suspect(stage: World, world: Any) -> None:
+    stage.flows_known = {"back": (world.flow(0.6, 0.9, "203.0.113.7/32"), world.flow(0.4, 0.1, "192.0.2.1/32"))}
+    stage.flows_before = {"back": (world.flow(1.0, 1.0, "192.0.2.1/32"),)}
+    stage.found = (world.verdict("back", K.HIGH_CPU),)
+    turn(stage, 3600.0)
+    event = stage.submitted[1]
+    assert isinstance(event, VerdictsReached)
+    (suspect,) = event.suspects["back"]
+    assert (suspect.source, suspect.request_share, suspect.usual_request_share) == ("203.0.113.7/32", 0.6, 0.0)
+
+
+def test_a_source_of_flows_without_a_past_makes_nobody_suspect(stage: World, world: Any) -> None:
+    stage.flows_known = {"back": (world.flow(0.6, 0.9, "203.0.113.7/32"),)}
+    stage.found = (world.verdict("back", K.UNKNOWN),)
+    turn(stage, 10.0)  # ten minutes before this there was nothing
+    event = stage.submitted[1]
+    assert isinstance(event, VerdictsReached)
+    assert event.suspects == {}
+
+
+class Crystal:
+    """A forecaster whose answer is prepared."""
+
+    def __init__(self, *found: LoadForecast, error: NatworkError | None = None) -> None:
+        self.found, self.error = found, error
+        self.lengths: list[int] = []
+
+    async def forecast(self, window: TelemetryWindow) -> tuple[LoadForecast, ...]:
+        self.lengths.append(window.length)
+        if self.error is not None:
+            raise self.error
+        return self.found
+
+
+def _forecast(container: str, **fields: Any) -> LoadForecast:
+    given: dict[str, Any] = {
+        "container": container, "service": container, "metric": "cpu_utilization", "at_s": 10.0, "step_s": 10.0,
+        "horizons": (1, 10), "expected": (0.5, 0.9), "lower": (0.4, 0.6), "upper": (0.6, 1.4), "model": "lightgbm",
+        "likelihood": 0.2,
+    }  # fmt: skip
+    return LoadForecast(**{**given, **fields})
+
+
+def test_only_forecasts_that_can_inform_a_decision_are_kept(stage: World, world: Any) -> None:
+    stage.found = (world.verdict("back", K.STEP_LOAD),)
+    stage.forecaster = Crystal(
+        _forecast("front", likelihood=0.995),  # likely, and its upper edge exceeds the limit
+        _forecast("back", expected=(0.5, 0.5), lower=(0.4, 0.4), upper=(0.6, 0.6)),
+        _forecast("other", expected=(0.5, 0.51), upper=(0.6, 0.6), lower=(0.4, 0.4), degraded="no reference"),
+    )
+    result = turn(stage, 10.0)
+    event = stage.submitted[1]
+    assert isinstance(event, VerdictsReached)
+    assert [f.container for f in event.forecasts] == [a.container for a in event.advice] == ["back"]
+    outlook = event.outlook
+    assert outlook is not None
+    assert (outlook.containers, outlook.resilience, outlook.rising) == (3, ("front",), ("front",))
+    assert (outlook.stable, outlook.likelihood) == (2, 0.995)
+    assert [(a.container, a.action) for a in outlook.advised] == [("front", "scale")]
+    assert outlook.degraded == "1 containers: no reference"
+    assert result.outlook == stage.service.loop.status().outlook == outlook
+    (decision,) = result.decisions
+    assert decision.forecasts == event.forecasts
+    assert decision.advice == event.advice[0]
+
+
+def test_a_forecaster_that_fails_takes_no_turn_with_it(stage: World, world: Any) -> None:
+    stage.found = (world.verdict("back", K.STEP_LOAD),)
+    stage.forecaster = Crystal(error=TimedOutError("no replica answers", hint="wait"))
+    result = turn(stage, 10.0)
+    assert result.outlook is not None
+    assert result.outlook.degraded == "no forecasts: no replica answers"
+    assert len(result.judgement.verdicts) == 1
+
+
+def test_a_forecaster_may_look_farther_back_than_the_judge(stage: World) -> None:
+    stage.forecaster, stage.forecast_length = Crystal(), 24
     turn(stage, 10.0)
-    assert stage.flows_asked == []
+    assert stage.forecaster.lengths == [24]
 
 
 def test_hands_are_chosen_by_node_and_everything_is_reported(stage: World, world: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from natwork_ray.control.executor import Executor
 from natwork_ray.domain.actions import (
     AddNode,
     BlockSource,
+    FlowAlert,
     Instruction,
     MeshRetry,
     Migrate,
@@ -19,6 +21,8 @@ from natwork_ray.domain.actions import (
     Scale,
     SetLimits,
 )
+from natwork_ray.domain.anomaly import AnomalyKind
+from natwork_ray.domain.flow_alerts import FlowAdvice
 from natwork_ray.domain.values import Backend
 from natwork_ray.errors import ActionError, StoreError, TimedOutError
 
@@ -30,7 +34,14 @@ ROUTES: list[tuple[Instruction, str]] = [
     (Scale(key="k", container="c", replicas=2), "orchestrator.scale"),
     (AddNode(key="k", container="c"), "orchestrator.add_node"),
     (MeshRetry(key="k", container="c", enabled=True), "orchestrator.mesh_retry"),
-]
+    (
+        FlowAlert(
+            key="k", container="c", at_s=0.0, kind=AnomalyKind.TRAFFIC_SPIKE, likelihood=0.9, sources=(),
+            advice=FlowAdvice.DROP, expires_at_s=1.0,
+        ),
+        "sdn.alert",
+    ),
+]  # fmt: skip
 
 
 class Port:
@@ -55,7 +66,7 @@ class At:
 
 
 def executor(calls: list[tuple[str, Instruction]], answer: Any) -> Executor:
-    port: Any = {name: Port(name, calls, answer) for name in ("runtime", "firewall", "orchestrator")}
+    port: Any = {name: Port(name, calls, answer) for name in ("runtime", "firewall", "orchestrator", "sdn")}
     return Executor(**port, clock=At(), backend=Backend.EMULATED)
 
 
@@ -74,6 +85,13 @@ def test_a_refusal_is_an_outcome(instruction: Instruction, route: str) -> None:
     assert (outcome.key, outcome.done, outcome.downtime_s, outcome.finished_at_s) == ("k", False, 0.0, 42.0)
     assert outcome.error == "the disk is full (make room)"
     assert instruction.type in outcome.detail
+
+
+def test_without_a_network_to_tell_the_hint_says_so() -> None:
+    hands = replace(executor([], None), sdn=None)
+    outcome = asyncio.run(hands.execute(ROUTES[-1][0]))
+    assert not outcome.done
+    assert "set sdn.kind" in outcome.error
 
 
 @pytest.mark.parametrize("bug", [KeyError("x"), ZeroDivisionError()])

@@ -9,7 +9,8 @@ import pytest
 
 from natwork_ray.config import AlarmConfig, SlaConfig
 from natwork_ray.control.events import ApprovalAnswered, ModeChanged, OutcomeReported, TopologyObserved
-from natwork_ray.control.loop import TRIED_S, ControlLoop
+from natwork_ray.control.loop import ControlLoop
+from natwork_ray.control.pacing import TRIED_S
 from natwork_ray.domain.actions import MeshRetry, Migrate, Scale, SetLimits
 from natwork_ray.domain.anomaly import AnomalyKind, Driver
 from natwork_ray.domain.decisions import Decision, DecisionStatus, MitigationKind, Mode

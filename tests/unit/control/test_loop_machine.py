@@ -115,12 +115,12 @@ def fits(loop: ControlLoop) -> None:
     for node in fleet.nodes():
         arriving = [
             c
-            for _, i in loop._pending.values()
+            for _, i in loop._docket._pending.values()
             if isinstance(i, Migrate) and i.target == node.name and (c := fleet.topology.container(i.container))
         ]
         there = [c for c in fleet.topology.containers if c.node == node.name]
         alone = sum(c.replicas * c.cpu_limit_cores for c in there) <= node.cpu_cores
-        if alone and arriving and not any(isinstance(i, Scale | SetLimits) for _, i in loop._pending.values()):
+        if alone and arriving and not any(isinstance(i, Scale | SetLimits) for _, i in loop._docket._pending.values()):
             assert fleet.free_cores(node.name) >= -1e-9
 
 
@@ -270,7 +270,7 @@ class LoopMachine(RuleBasedStateMachine):
         self._answered(order, known and weight != 2.0)
 
     def _answered(self, order: MigrationRequested | ServiceMigrationRequested, sensible: bool) -> None:
-        under_way = {i.container for _, i in self.loop._pending.values()}
+        under_way = {i.container for _, i in self.loop._docket._pending.values()}
         step = self.feed(order)
         assert (step is not None) == sensible
         if step is not None:

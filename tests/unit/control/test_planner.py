@@ -31,6 +31,7 @@ from natwork_ray.domain.actions import (
     MigrationMethod,
     Restart,
     Scale,
+    ScaleSignal,
     SetLimits,
 )
 from natwork_ray.domain.anomaly import AnomalyKind
@@ -124,13 +125,33 @@ def test_vertical_scaling_stops_at_four_times_what_the_operator_set(world: Any) 
 def test_horizontal_scaling_steps(world: Any, replicas: int, wanted: int) -> None:
     fleet = Fleet(world.topology(world.container("front", "cloud", replicas=replicas)))
     found = option(world, situation(world, K.HIGH_CPU, fleet), M.HORIZONTAL_SCALE)
-    assert found.instructions == (Scale(key="d-000001/0", container="front", replicas=wanted),)
+    assert found.instructions == (Scale(key="d-000001/0", container="front", replicas=wanted, signal=ScaleSignal.CPU),)
+
+
+@pytest.mark.parametrize(
+    ("kind", "mitigation", "signal"),
+    [
+        (K.TRAFFIC_SPIKE, M.HORIZONTAL_SCALE, ScaleSignal.REQUESTS),
+        (K.STEP_LOAD, M.CUSTOM_METRIC_SCALE, ScaleSignal.REQUESTS),
+        (K.STEP_LOAD, M.PREDICTIVE_SCALE, ScaleSignal.FORECAST),
+    ],
+)
+def test_an_autoscaler_is_told_what_to_follow(world: Any, kind: K, mitigation: M, signal: ScaleSignal) -> None:
+    quiet = situation(world, kind)
+    (instruction,) = option(world, quiet, mitigation).instructions
+    assert isinstance(instruction, Scale)
+    assert (instruction.signal, instruction.target_per_replica) == (signal, None)
+    busy = replace(quiet, verdict=replace(quiet.verdict, observed={"request_throughput_per_s": 120.0}))
+    (instruction,) = option(world, busy, mitigation).instructions
+    assert isinstance(instruction, Scale)
+    expected = pytest.approx(120.0 / instruction.replicas) if signal is ScaleSignal.REQUESTS else None
+    assert instruction.target_per_replica == expected
 
 
 def test_predictive_scaling_doubles_and_replicas_are_bounded(world: Any) -> None:
     fleet = Fleet(world.topology(world.container("front", "cloud", replicas=3)))
     found = option(world, situation(world, K.STEP_LOAD, fleet), M.PREDICTIVE_SCALE)
-    assert found.instructions == (Scale(key="d-000001/0", container="front", replicas=6),)
+    assert found.instructions == (Scale(key="d-000001/0", container="front", replicas=6, signal=ScaleSignal.FORECAST),)
     fleet = Fleet(world.topology(world.container("front", "cloud", replicas=MAX_REPLICAS)))
     for mitigation in (M.PREDICTIVE_SCALE, M.CUSTOM_METRIC_SCALE):
         found = option(world, situation(world, K.STEP_LOAD, fleet), mitigation)

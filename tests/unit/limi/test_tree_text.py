@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from natwork_ray.errors import InputError
 from natwork_ray.limi.boosters import train_text, trees_of
 from natwork_ray.limi.features import FEATURES
-from natwork_ray.limi.tree_text import check_trees
+from natwork_ray.trees.tree_text import check_trees
 
 RNG = np.random.default_rng(2)
 X = RNG.normal(size=(400, len(FEATURES)))

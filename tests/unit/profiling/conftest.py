@@ -65,10 +65,16 @@ def runs() -> tuple[LabelledRun, ...]:
 @pytest.fixture(scope="session")
 def settings() -> TrainingSettings:
     """A training run of about a second."""
-    return TrainingSettings(epochs=8, batch=64, folds=2, window=6)
+    return TrainingSettings(detector="annex-a", epochs=8, batch=64, folds=2, window=6)
+
+
+@pytest.fixture(scope="session")
+def best(runs: tuple[LabelledRun, ...]) -> TwoStageDetector:
+    """The default detector, trained on `runs`."""
+    return train(runs, TrainingSettings(folds=2, window=6))
 
 
 @pytest.fixture(scope="session")
 def detector(runs: tuple[LabelledRun, ...], settings: TrainingSettings) -> TwoStageDetector:
-    """Trained on `runs`."""
+    """Annex A's networks, trained on `runs`."""
     return train(runs, settings)

@@ -14,7 +14,7 @@ from natwork_ray.domain.labelled import LabelledRun
 from natwork_ray.domain.telemetry import METRICS, N_METRICS, Metric, TelemetryWindow
 from natwork_ray.errors import InputError
 from natwork_ray.profiling.detector import TwoStageDetector, named, network_input
-from natwork_ray.profiling.profile import ProfileBook
+from natwork_ray.profiling.profile import REFERENCE_WIDTH, ProfileBook, unprofiled_fleet
 from natwork_ray.profiling.verdicts import MIN_EVIDENCE, drivers, reach_verdicts
 from natwork_ray.profiling.windows import commissioning_book
 
@@ -56,15 +56,15 @@ def test_normal_operation_gives_no_verdict(
 def test_only_the_last_samples_count(
     runs: tuple[LabelledRun, ...], detector: TwoStageDetector, book: ProfileBook
 ) -> None:
-    arrays = book.arrays(("a",))
-    long, short = (detector.score(_window(runs[0], 80, n).values, *arrays) for n in (30, detector.window))
+    references = book.references(("a",))
+    long, short = (detector.score(_window(runs[0], 80, n).values, references) for n in (30, detector.window))
     assert long.p_anomalous == short.p_anomalous
 
 
 def test_unflagged_windows_are_normal_with_the_rest_of_the_probability(
     runs: tuple[LabelledRun, ...], detector: TwoStageDetector, book: ProfileBook
 ) -> None:
-    scores = detector.score(_window(runs[0], 40).values, *book.arrays(("a",)))
+    scores = detector.score(_window(runs[0], 40).values, book.references(("a",)))
     assert STAGE_2_CLASSES[scores.kinds[0]] is AnomalyKind.FALSE_POSITIVE
     assert scores.confidence[0] == pytest.approx(1 - scores.p_anomalous[0])
 
@@ -74,7 +74,7 @@ def test_a_missing_newest_sample_is_degraded_not_normal(
 ) -> None:
     window = _window(runs[0], 80)
     window.values[:, -1] = np.nan
-    scores = detector.score(window.values, *book.arrays(window.services))
+    scores = detector.score(window.values, book.references(window.services))
     assert not scores.scored[0]
     assert scores.p_anomalous[0] == 0
     assessment = detector.assess(window, book)
@@ -94,27 +94,27 @@ def test_missing_samples_never_make_a_verdict(
     runs: tuple[LabelledRun, ...], detector: TwoStageDetector, draw: st.DataObject
 ) -> None:
     """Whatever is missing: a flag needs a metric that was measured now and is unusual now."""
-    arrays = commissioning_book(runs[:2]).arrays(("a",))
+    references = commissioning_book(runs[:2]).references(("a",))
     window = _window(runs[0], draw.draw(st.integers(20, 200)))
     hidden = np.array(draw.draw(st.lists(st.booleans(), min_size=96, max_size=96))).reshape(8, 12)
     window.values[0][hidden] = np.nan
-    scores = detector.score(window.values, *arrays)
+    scores = detector.score(window.values, references)
     newest = np.nan_to_num(scores.deviations[0], nan=0.0)
     if scores.flagged[0]:
         assert np.abs(newest).max() >= MIN_EVIDENCE
-        assert drivers(scores.deviations[0])
+        assert drivers(scores.deviations[0], scores.contributions[0])
     window.values[:] = np.nan
-    assert not detector.score(window.values, *arrays).flagged[0]
+    assert not detector.score(window.values, references).flagged[0]
 
 
 def test_what_is_only_remembered_is_no_verdict(detector: TwoStageDetector) -> None:
-    always = TwoStageDetector(detector.light, detector.seven, replace(detector.card, threshold=0.0))
-    centre, scale = np.zeros((1, 12), np.float32), np.ones((1, 12), np.float32)
+    always = TwoStageDetector(detector.stage_1, detector.stage_2, replace(detector.card, threshold=0.0))
+    references = _rows()
     values = np.zeros((1, 8, 12), np.float32)
     values[0, :-1, 4] = 5.0
-    assert not always.score(values, centre, scale).flagged[0]
+    assert not always.score(values, references).flagged[0]
     values[0, -1, 4] = 5.0
-    assert always.score(values, centre, scale).flagged[0]
+    assert always.score(values, references).flagged[0]
 
 
 def test_batches_are_scored_as_single_windows(
@@ -122,45 +122,46 @@ def test_batches_are_scored_as_single_windows(
 ) -> None:
     ends = range(20, 200, 7)
     values = np.concatenate([_window(runs[0], end).values for end in ends])
-    centre, scale = book.arrays(("a",) * len(values))
-    together = detector.score(values, centre, scale)
-    apart = [detector.score(values[i : i + 1], centre[i : i + 1], scale[i : i + 1]) for i in range(len(values))]
+    references = book.references(("a",) * len(values))
+    together = detector.score(values, references)
+    apart = [detector.score(values[i : i + 1], references[i : i + 1]) for i in range(len(values))]
     assert np.allclose(together.p_anomalous, [s.p_anomalous[0] for s in apart], atol=1e-5)
     assert together.kinds.tolist() == [int(s.kinds[0]) for s in apart]
 
 
 def test_nothing_to_score(detector: TwoStageDetector) -> None:
-    empty = np.zeros((0, 12), np.float32)
-    assert len(detector.score(np.zeros((0, 8, 12), np.float32), empty, empty).flagged) == 0
+    empty = np.zeros((0, REFERENCE_WIDTH), np.float32)
+    assert len(detector.score(np.zeros((0, 8, 12), np.float32), empty).flagged) == 0
+
+
+def _rows(count: int = 1, *, centre: float = 0.0, scale: float = 1.0) -> np.ndarray:
+    profile = unprofiled_fleet()
+    return np.array([(centre,) * 12 + (scale,) * 12 + profile.joint] * count, dtype=np.float32)
 
 
 @pytest.mark.parametrize(
-    ("values", "centre", "scale", "said"),
+    ("values", "references", "said"),
     [
-        (np.ones((1, 8, 12)), None, None, "float64"),
-        (np.ones((1, 8, 11), np.float32), None, None, "shape"),
-        (np.ones((8, 12), np.float32), None, None, "shape"),
-        (np.ones((1, 5, 12), np.float32), None, None, "at least 6"),
-        (np.full((1, 8, 12), np.inf, np.float32), None, None, "inf"),
-        (np.full((1, 8, 12), -1, np.float32), None, None, "not negative"),
-        (None, np.zeros((2, 12)), None, "centre"),
-        (None, np.full((1, 12), np.nan), None, "centre"),
-        (None, None, np.full((1, 12), np.inf), "scale"),
-        (None, None, np.zeros((1, 12)), "not positive"),
+        (np.ones((1, 8, 12)), None, "float64"),
+        (np.ones((1, 8, 11), np.float32), None, "shape"),
+        (np.ones((8, 12), np.float32), None, "shape"),
+        (np.ones((1, 5, 12), np.float32), None, "at least 6"),
+        (np.full((1, 8, 12), np.inf, np.float32), None, "inf"),
+        (np.full((1, 8, 12), -1, np.float32), None, "not negative"),
+        (None, _rows(2), "references have shape"),
+        (None, _rows()[:, :12], "references have shape"),
+        (None, _rows(centre=np.nan), "centre .* nan"),
+        (None, _rows(scale=np.inf), "scale .* inf"),
+        (None, _rows(scale=0.0), "scale lies between"),
     ],
 )
 def test_hostile_input(
-    detector: TwoStageDetector,
-    values: np.ndarray | None,
-    centre: np.ndarray | None,
-    scale: np.ndarray | None,
-    said: str,
+    detector: TwoStageDetector, values: np.ndarray | None, references: np.ndarray | None, said: str
 ) -> None:
     with pytest.raises(InputError, match=said):
         detector.score(
             np.ones((1, 8, 12), np.float32) if values is None else values,
-            np.zeros((1, 12), np.float32) if centre is None else centre,
-            np.ones((1, 12), np.float32) if scale is None else scale,
+            _rows() if references is None else references,
         )
 
 
@@ -178,12 +179,35 @@ def test_drivers_are_the_farthest_three() -> None:
     deviating = np.zeros(N_METRICS, np.float32)
     deviating[[1, 4, 6, 8]] = (2, -9, 3, 1.5)
     deviating[0] = np.nan
-    assert [(d.metric, d.deviation) for d in drivers(deviating)] == [
+    silent = np.zeros(N_METRICS, np.float32)
+    assert [(d.metric, d.deviation) for d in drivers(deviating, silent)] == [
         (METRICS[4], -9.0),
         (METRICS[6], 3.0),
         (METRICS[1], 2.0),
     ]
-    assert drivers(np.full(N_METRICS, 0.9, np.float32)) == ()
+    assert drivers(np.full(N_METRICS, 0.9, np.float32), silent) == ()
+
+
+def test_drivers_that_pushed_come_first() -> None:
+    deviating = np.zeros(N_METRICS, np.float32)
+    deviating[[1, 4, 6, 8]] = (2, -9, 3, 0.5)
+    pushes = np.zeros(N_METRICS, np.float32)
+    pushes[[1, 4, 8]] = (1.5, -2.0, 7.0)
+    # What spoke for "normal" comes after what said nothing nearer only by its distance; what is usual now is no driver.
+    assert [(d.metric, d.contribution) for d in drivers(deviating, pushes)] == [
+        (METRICS[1], 1.5),
+        (METRICS[4], -2.0),
+        (METRICS[6], 0.0),
+    ]
+
+
+def test_contributions_name_the_metric_that_broke(
+    runs: tuple[LabelledRun, ...], detector: TwoStageDetector, book: ProfileBook
+) -> None:
+    scores = detector.score(_window(runs[0], 80).values, book.references(("a",)))
+    assert METRICS[int(scores.contributions[0].argmax())] == Metric.CPU
+    calm = detector.score(_window(runs[0], 40).values, book.references(("a",)))
+    assert not calm.contributions.any()
 
 
 def test_network_input_is_bounded_and_without_gaps() -> None:
@@ -200,6 +224,6 @@ def test_verdicts_of_several_containers_keep_their_names(
         step_s=10.0,
         values=np.stack([runs[0].values[40:48], runs[0].values[72:80], np.full((8, 12), np.nan, np.float32)]),
     )
-    verdicts, degraded = reach_verdicts(window, detector.score(window.values, *book.arrays(window.services)))
+    verdicts, degraded = reach_verdicts(window, detector.score(window.values, book.references(window.services)))
     assert [v.container for v in verdicts] == ["hot"]
     assert degraded == ("dark",)

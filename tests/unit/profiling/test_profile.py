@@ -18,6 +18,7 @@ from natwork_ray.profiling.profile import (
     UNPROFILED_SCALE,
     ProfileBook,
     ServiceProfile,
+    check_references,
     deviations,
 )
 
@@ -40,9 +41,9 @@ def _window(values: np.ndarray, services: tuple[str, ...] | None = None) -> Tele
 @given(_SAMPLES)
 def test_the_median_is_usual_and_scales_have_a_floor(values: np.ndarray) -> None:
     book = ProfileBook.learn(_window(values))
-    centre, scale = book.arrays(("c0",))
-    assert (scale >= np.float32(SCALE_FLOOR)).all()
-    own = deviations(values, centre, scale)
+    references = book.references(("c0",))
+    check_references(references, 1)
+    own = deviations(values, references)
     assert np.isfinite(own).all()
     assert (np.abs(own) <= CLIP).all()
     assert np.abs(np.median(own, axis=1)).max() < 1e-3
@@ -50,10 +51,10 @@ def test_the_median_is_usual_and_scales_have_a_floor(values: np.ndarray) -> None
 
 @given(_SAMPLES, st.integers(0, N_METRICS - 1), st.floats(0, 1e8), st.floats(1e-3, 1e8))
 def test_deviation_grows_with_the_metric(values: np.ndarray, metric: int, low: float, more: float) -> None:
-    centre, scale = ProfileBook.learn(_window(values)).arrays(("c0", "c0"))
+    references = ProfileBook.learn(_window(values)).references(("c0", "c0"))
     pair = np.repeat(values[:, -1:], 2, axis=0)
     pair[0, 0, metric], pair[1, 0, metric] = low, low + more
-    below, above = deviations(pair.astype(np.float32), centre, scale)[:, 0, metric]
+    below, above = deviations(pair.astype(np.float32), references)[:, 0, metric]
     assert below <= above
 
 
@@ -63,15 +64,15 @@ def test_a_busier_copy_of_a_service_deviates_alike(factor: float, seed: int) -> 
     rng = np.random.default_rng(seed)
     values = (UNITS * 1e4 * np.exp(rng.standard_normal((1, 50, N_METRICS)))).astype(np.float32)
     busier = (values * factor).astype(np.float32)
-    ours, theirs = (deviations(v, *ProfileBook.learn(_window(v)).arrays(("c0",))) for v in (values, busier))
+    ours, theirs = (deviations(v, ProfileBook.learn(_window(v)).references(("c0",))) for v in (values, busier))
     assert np.allclose(ours, theirs, atol=0.02)
 
 
 @given(_SAMPLES, arrays(np.bool_, (1, 24, N_METRICS)))
 def test_missing_stays_missing_and_changes_nothing_else(values: np.ndarray, hidden: np.ndarray) -> None:
-    centre, scale = ProfileBook.learn(_window(values)).arrays(("c0",))
+    references = ProfileBook.learn(_window(values)).references(("c0",))
     masked = np.where(hidden, np.float32(np.nan), values)
-    full, part = deviations(values, centre, scale), deviations(masked, centre, scale)
+    full, part = deviations(values, references), deviations(masked, references)
     assert (np.isnan(part) == hidden).all()
     assert (part[~hidden] == full[~hidden]).all()
 
@@ -100,10 +101,9 @@ def test_a_metric_never_measured_has_no_deviations() -> None:
     values[:, :, 8] = np.nan
     book = ProfileBook.learn(_window(values))
     assert book.profiles[0].unprofiled == (str(METRICS[8]),)
-    centre, scale = book.arrays(("c0",))
-    assert scale[0, 8] == UNPROFILED_SCALE
+    assert book.profiles[0].scale[8] == UNPROFILED_SCALE
     values[:, :, 8] = 1e6
-    assert np.abs(deviations(values, centre, scale)[..., 8]).max() < 1e-3
+    assert np.abs(deviations(values, book.references(("c0",)))[..., 8]).max() < 1e-3
 
 
 def test_cold_start_takes_the_fleet_profile_and_says_so() -> None:
@@ -111,16 +111,16 @@ def test_cold_start_takes_the_fleet_profile_and_says_so() -> None:
     values = rng.uniform(1, 1e6, (2, 100, N_METRICS)).astype(np.float32)
     book = ProfileBook.learn(_window(values, services=("a", "b")))
     assert book.known(("a", "new", "b")).tolist() == [True, False, True]
-    centre, _ = book.arrays(("a", "new"))
+    references = book.references(("a", "new"))
     assert book.fleet is not None
-    assert np.allclose(centre[1], book.fleet.centre)
-    assert np.allclose(centre[0], book.profiles[0].centre)
+    assert np.allclose(references[1], book.fleet.reference)
+    assert np.allclose(references[0], book.profiles[0].reference)
 
 
 def test_an_empty_book_has_nothing_to_deviate_from() -> None:
-    centre, scale = ProfileBook().arrays(("x",))
+    references = ProfileBook().references(("x",))
     wild = np.full((1, 4, N_METRICS), 1e12, dtype=np.float32)
-    assert np.abs(deviations(wild, centre, scale)).max() < 1e-3
+    assert np.abs(deviations(wild, references)).max() < 1e-3
 
 
 def test_joined_prefers_the_newer_book() -> None:

@@ -10,24 +10,28 @@ import pytest
 import torch
 
 from natwork_ray.domain.labelled import LabelledRun
-from natwork_ray.domain.values import Backend, plain
+from natwork_ray.domain.values import Backend
 from natwork_ray.errors import InputError
 from natwork_ray.profiling.detector import TwoStageDetector
 from natwork_ray.profiling.fitting import balanced_weights, one_thread
 from natwork_ray.profiling.model_card import TrainingSettings
 from natwork_ray.profiling.model_file import loads
-from natwork_ray.profiling.reproduce import BY_RUN, LEAKY, table_2
 from natwork_ray.profiling.training import data_digest, train, train_profiler
 from natwork_ray.profiling.windows import commissioning_book, cut
 
 Runs = tuple[LabelledRun, ...]
-_QUICK = TrainingSettings(epochs=1, batch=64, folds=2, window=4)
+_QUICK = TrainingSettings(detector="annex-a", epochs=1, batch=64, folds=2, window=4)
+_BEST = TrainingSettings(folds=2, window=4)
 
 
-def test_learns_synthetic_anomalies(detector: TwoStageDetector, make_run: Callable[..., LabelledRun]) -> None:
+@pytest.mark.parametrize("which", ["best", "detector"])
+def test_learns_synthetic_anomalies(
+    which: str, request: pytest.FixtureRequest, make_run: Callable[..., LabelledRun]
+) -> None:
+    detector: TwoStageDetector = request.getfixturevalue(which)
     fresh = make_run("new", "fresh", 999, size=2.0)
-    centre, scale = commissioning_book([fresh]).arrays(("new",) * len(fresh.kinds))
-    scores = detector.score(cut(fresh.values, detector.window), centre, scale)
+    references = commissioning_book([fresh]).references(("new",) * len(fresh.kinds))
+    scores = detector.score(cut(fresh.values, detector.window), references)
     found = scores.flagged & (scores.kinds == fresh.kinds)
     assert found[fresh.anomalous].mean() > 0.85
     assert scores.flagged[~fresh.anomalous].mean() < 0.05
@@ -39,7 +43,7 @@ def test_card_says_where_it_comes_from(detector: TwoStageDetector, runs: Runs, s
     assert card.settings == settings
     assert (card.trained_on, card.runs, card.windows) == (Backend.EMULATED, 3, sum(len(r.kinds) for r in runs))
     assert card.data_sha256 == data_digest(runs)
-    assert card.torch_version == torch.__version__.partition("+")[0]
+    assert card.made_with == f"torch {torch.__version__.partition('+')[0]}"
 
 
 def test_same_runs_and_seed_give_the_same_bytes(runs: Runs) -> None:
@@ -62,12 +66,14 @@ def test_leaves_torch_as_it_was(runs: Runs) -> None:
     assert torch.get_num_threads() == threads
 
 
-def test_progress_counts_up_to_its_total(runs: Runs) -> None:
-    seen: list[tuple[int, int, str]] = []
-    train(runs, _QUICK, lambda done, total, what: seen.append((done, total, what)))
-    assert [done for done, _, _ in seen] == list(range(1, 7))
-    assert {total for _, total, _ in seen} == {6}
-    assert seen[0][2] == "stage 1, fold 1 of 2"
+@pytest.mark.parametrize(("settings", "steps"), [(_QUICK, (6, 3)), (_BEST, (4, 3))])
+def test_progress_counts_up_to_its_total(runs: Runs, settings: TrainingSettings, steps: tuple[int, int]) -> None:
+    for naming, expected in zip((True, False), steps, strict=True):
+        seen: list[tuple[int, int, str]] = []
+        train(runs, settings, lambda *told: seen.append(told), naming=naming)  # noqa: B023
+        assert [done for done, _, _ in seen] == list(range(1, expected + 1))
+        assert {total for _, total, _ in seen} == {expected}
+        assert seen[0][2] == "stage 1, fold 1 of 2"
 
 
 def test_unlabelled_kinds_are_left_out(runs: Runs) -> None:
@@ -82,8 +88,9 @@ def test_refuses_what_cannot_be_learnt_from(runs: Runs) -> None:
     calm = tuple(replace(r, kinds=np.zeros_like(r.kinds)) for r in runs)
     with pytest.raises(InputError, match="only normal or only anomalous"):
         train(calm, _QUICK)
-    with pytest.raises(InputError, match="split by run"):
-        train(runs[:2], _QUICK)
+    for settings in (_QUICK, _BEST):
+        with pytest.raises(InputError, match="split by run"):
+            train(runs[:2], settings)
     with pytest.raises(InputError, match="all anomalies lie in run"):
         train((*runs[:2], *calm[2:]), _QUICK)
     with pytest.raises(InputError, match="without a sample"):
@@ -100,31 +107,6 @@ def test_class_weights() -> None:
     assert balanced_weights(targets, 3, power=1.0).tolist() == [1, 4, 1]
     assert balanced_weights(targets, 3, power=0.5).tolist() == [1, 2, 1]
     assert balanced_weights(targets, 3, power=0.0).tolist() == [1, 1, 1]
-
-
-def test_table_2_on_synthetic_runs(runs: Runs) -> None:
-    seen: list[int] = []
-    table = table_2(runs, epochs=6, progress=lambda done, total, _what: seen.append(total - done))
-    assert seen == list(range(10, -1, -1))
-    assert [row.split for row in table.rows] == [BY_RUN, BY_RUN, LEAKY, BY_RUN, BY_RUN]
-    assert table.rows[0].f1 > 0.8
-    document = plain(table)
-    assert set(document["rows"][0]) == {
-        "model", "split", "accuracy", "precision", "recall", "f1", "auc", "f1_ci",
-    }  # fmt: skip
-    low, high = document["rows"][0]["f1_ci"]
-    assert 0 <= low <= high <= 1
-    assert [row["f1"] for row in document["published"]] == [0.8967, 0.8844, 0.8827, 0.8789]
-    assert (document["samples"], document["runs"]) == (sum(len(r.kinds) for r in runs), ["r0", "r1", "r2"])
-
-
-def test_table_2_bounds(runs: Runs) -> None:
-    with pytest.raises(InputError, match="at least two runs"):
-        table_2(runs[:2])
-    with pytest.raises(InputError, match="0 epochs"):
-        table_2(runs, epochs=0)
-    with pytest.raises(InputError, match="only normal"):
-        table_2([replace(r, kinds=np.zeros_like(r.kinds)) for r in runs])
 
 
 def test_model_bytes_load(runs: Runs) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -13,25 +14,30 @@ import numpy as np
 import pytest
 from fastapi import FastAPI
 
+from natwork_ray.adapters.model_directory import ModelDirectory
 from natwork_ray.adapters.sqlite_journal import SqliteJournal
 from natwork_ray.config import AlarmConfig, SlaConfig
 from natwork_ray.control.direct import DirectControl
 from natwork_ray.control.events import Event, RunStarted, VerdictsReached
+from natwork_ray.control.models import ModelFacts, ModelShelf
 from natwork_ray.control.planner import MovePrediction
 from natwork_ray.domain.actions import Instruction, MigrationMethod
 from natwork_ray.domain.anomaly import AnomalyKind, AnomalyVerdict, Driver
 from natwork_ray.domain.decisions import Mode
-from natwork_ray.domain.telemetry import METRICS
 from natwork_ray.domain.topology import Container, Link, Node, NodeRole, Slice, Topology
 from natwork_ray.domain.values import Backend
+from natwork_ray.errors import InputError
 from natwork_ray.profiling.model_card import ModelCard, OutOfFoldMetrics, TrainingSettings
-from natwork_ray.profiling.profile import ServiceProfile
+from natwork_ray.profiling.profile import ServiceProfile, check_references
 from natwork_ray.profiling.verdicts import Scores
-from serve_apps.anomaly_api import ModelInfo, Served
 from serve_apps.anomaly_api import create_app as create_anomaly
+from serve_apps.anomaly_wire import ModelInfo, Served
 from serve_apps.event_stream import StreamLimits
 from serve_apps.gateway_api import create_app as create_gateway
+from serve_apps.local_samples import LocalSamples
+from serve_apps.series import SeriesLimits
 
+SHIPPED = b"4 the shipped one"
 TOKEN = "only-the-tests-know-this-one"
 LIMIT = 65_536
 GIB = 2.0**30
@@ -40,9 +46,15 @@ GIB = 2.0**30
 class InProcess(DirectControl):
     """`DirectControl` as a provider gives it. `failing` is raised instead of any answer; `hanging` never answers."""
 
-    def __init__(self, journal: SqliteJournal) -> None:
+    def __init__(self, journal: SqliteJournal, models: Path) -> None:
         super().__init__(journal, predict_move)
         self.journal = journal
+        shelf = ModelShelf(self, ModelDirectory(models, packaged=()), {"profiler": lambda: SHIPPED})
+        self.models = shelf.models
+        self.publish_model = shelf.publish_model
+        self.model_data = shelf.model_data
+        self.choose_model = shelf.choose_model
+        self.model_in_use = shelf.model_in_use
         self.failing: Exception | None = None
         self.hanging = False
 
@@ -61,6 +73,15 @@ class InProcess(DirectControl):
     def pending(self) -> tuple[Instruction, ...]:
         """The outbox."""
         return asyncio.run(self.outbox())
+
+
+class FirstByteCheck:
+    """A version's first byte is the window that it needs; anything but a digit is no model. In use: 4."""
+
+    async def check(self, name: str, data: bytes) -> ModelFacts:
+        if not data[:1].isdigit():
+            raise InputError("this is no model", hint="begin it with a digit")
+        return ModelFacts(sha256=hashlib.sha256(data).hexdigest(), window=int(data[:1]), window_in_use=4)
 
 
 class Client:
@@ -135,7 +156,7 @@ def verdict(container: str, at_s: float) -> AnomalyVerdict:
 def empty_control(tmp_path: Path) -> Iterator[InProcess]:
     """Control without a run."""
     with closing(SqliteJournal.open(tmp_path / "state", origin="natwork.example/audit")) as journal:
-        yield InProcess(journal)
+        yield InProcess(journal, tmp_path / "models")
 
 
 @pytest.fixture
@@ -161,11 +182,23 @@ def control(empty_control: InProcess) -> InProcess:
 
 
 def gateway_app(
-    control: InProcess | Current, *, hosts: Sequence[str] = ("127.0.0.1", "[::1]"), limit: int = LIMIT
+    control: InProcess | Current,
+    *,
+    hosts: Sequence[str] = ("127.0.0.1", "[::1]"),
+    limit: int = LIMIT,
+    series: SeriesLimits | None = None,
 ) -> FastAPI:
     # One look at the log and one heartbeat, then the stream ends: no test has to wait.
     quick = StreamLimits(poll_s=0.0, heartbeat_s=0.0, stream_s=0.0, streams=2)
-    return create_gateway(control.provide, token=TOKEN, max_body_bytes=limit, allowed_hosts=hosts, stream=quick)
+    return create_gateway(
+        control.provide,
+        token=TOKEN,
+        max_body_bytes=limit,
+        allowed_hosts=hosts,
+        stream=quick,
+        check=FirstByteCheck(),
+        series=series,
+    )
 
 
 class Current:
@@ -198,9 +231,12 @@ def make_gateway() -> Callable[..., FastAPI]:
 class ThresholdDetector:
     """Stage 1 is the newest CPU sample itself; stage 2 says high CPU above one half."""
 
-    def score(self, values: Any, centre: Any, scale: Any) -> Scores:
-        assert values.dtype == centre.dtype == scale.dtype == np.float32
-        assert centre.shape == scale.shape == (len(values), len(METRICS))
+    window = history = 4
+
+    def score(self, values: Any, references: Any) -> Scores:
+        assert values.dtype == references.dtype == np.float32
+        check_references(references, len(values))
+        centre, scale = references[:, :12], references[:, 12:24]
         newest = values[:, -1]
         p = np.clip(np.nan_to_num((newest[:, 4] - centre[:, 4]) / scale[:, 4]), 0, 1).astype(np.float32)
         return Scores(
@@ -210,12 +246,23 @@ class ThresholdDetector:
             deviations=(newest - centre) / scale,
             flagged=p > 0.5,
             scored=~np.isnan(newest).all(axis=1),
+            contributions=np.zeros_like(newest),
         )
+
+
+def profile_of(centre: float, scale: float) -> ServiceProfile:
+    return ServiceProfile(service="*", samples=(100,) * 12, centre=(centre,) * 12, scale=(scale,) * 12)
+
+
+@pytest.fixture(scope="session")
+def reference() -> Callable[[float, float], list[float]]:
+    """(centre, scale) of every metric -> reference row, as clients send it."""
+    return lambda centre, scale: list(profile_of(centre, scale).reference)
 
 
 @pytest.fixture(scope="session")
 def served() -> Served:
-    fleet = ServiceProfile(service="*", samples=(100,) * 12, centre=(0.0,) * 12, scale=(1.0,) * 12)
+    fleet = profile_of(0.0, 1.0)
     quality = OutOfFoldMetrics(accuracy=0.9, precision=0.9, recall=0.9, f1=0.9, auc=0.9, kind_accuracy=None)
     card = ModelCard(
         threshold=0.5,
@@ -225,17 +272,17 @@ def served() -> Served:
         runs=1,
         windows=1,
         data_sha256="00" * 32,
-        torch_version="0",
+        made_with="torch 0",
         out_of_fold=quality,
     )
-    return Served(ThresholdDetector(), ModelInfo(sha256="11" * 32, window=4, card=card))
+    return Served(ThresholdDetector(), ModelInfo(sha256="11" * 32, window=4, history=4, card=card))
 
 
 def anomaly_app(served: Served, *, hosts: Sequence[str] = ("127.0.0.1",), limit: int = LIMIT) -> FastAPI:
     async def provide() -> Served:
         return served
 
-    return create_anomaly(provide, max_body_bytes=limit, allowed_hosts=hosts)
+    return create_anomaly(provide, max_body_bytes=limit, allowed_hosts=hosts, samples=LocalSamples(step_s=10.0))
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,9 +13,13 @@ from hypothesis import strategies as st
 
 from natwork_ray.domain.telemetry import METRICS
 from natwork_ray.errors import PreconditionError
-from serve_apps.anomaly_api import MAX_WINDOWS, create_app
+from natwork_ray.profiling.profile import REFERENCE_WIDTH, ProfileBook, ServiceProfile
+from serve_apps.anomaly_api import create_app
+from serve_apps.anomaly_wire import MAX_WINDOWS, Served
+from serve_apps.local_samples import LocalSamples
 
 PATH = "/api/v1/anomaly/verdicts"
+SAMPLES = "/api/v1/anomaly/samples"
 PROBLEM = "application/problem+json"
 RAW = "application/octet-stream"
 CPU = METRICS.index("cpu_utilization")
@@ -61,8 +66,8 @@ def test_json_windows_are_judged_in_their_order(anomaly: Any) -> None:
     assert calm["confidence"] == pytest.approx(0.9)
 
 
-def test_a_profile_of_its_own_is_used(anomaly: Any) -> None:
-    body = as_json(windows(0.9), profile={"centre": [0.8] * 12, "scale": [0.5] * 12})
+def test_a_profile_of_its_own_is_used(anomaly: Any, reference: Any) -> None:
+    body = {**as_json(windows(0.9)), "profiles": {"s": reference(0.8, 0.5), "other": reference(0.0, 9.0)}}
     (verdict,) = anomaly("POST", PATH, json=body).json()["verdicts"]
     assert verdict["p_anomalous"] == pytest.approx(0.2)
     assert verdict["cold_start"] is False
@@ -97,21 +102,83 @@ def test_raw_and_json_say_the_same(anomaly: Any) -> None:
     assert out[:, 1].tolist() == [1.0, 0.0, 1.0]
 
 
-def test_raw_profiles_follow_the_values(anomaly: Any) -> None:
-    values = windows(0.9, 0.9)
-    centre, scale = np.zeros((2, 12), "<f4"), np.ones((2, 12), "<f4")
-    centre[1] = 0.8
-    data = values.tobytes() + centre.tobytes() + scale.tobytes()
-    first, second = raw(anomaly, data, "n=2&t=4&profiles=true").json()["verdicts"]
-    assert first["p_anomalous"] == pytest.approx(0.9)
-    assert second["p_anomalous"] == pytest.approx(0.1, abs=1e-6)
-    assert (first["cold_start"], second["cold_start"]) == (False, False)
+def test_raw_profiles_follow_the_values_and_then_whose_they_are(anomaly: Any, reference: Any) -> None:
+    values = windows(0.9, 0.9, 0.9, 0.9)
+    table = np.array([reference(0.5, 1.0), reference(0.8, 1.0)], "<f4")
+    data = values.tobytes() + table.tobytes() + np.array([1, 0, -1, 1], "<i4").tobytes()
+    verdicts = raw(anomaly, data, "n=4&t=4&profiles=2").json()["verdicts"]
+    assert [v["p_anomalous"] for v in verdicts] == pytest.approx([0.1, 0.4, 0.9, 0.1], abs=1e-6)
+    assert [v["cold_start"] for v in verdicts] == [False, False, True, False]
+
+
+def test_the_models_own_profile_of_a_service_counts_where_none_is_given(
+    served: Served, make_anomaly: Any, make_client: Any
+) -> None:
+    profile = ServiceProfile(service="s", samples=(99,) * 12, centre=(0.8,) * 12, scale=(0.5,) * 12)
+    knowing = make_client(make_anomaly(replace(served, book=ProfileBook(profiles=(profile,)))))
+    (verdict,) = knowing("POST", PATH, json=as_json(windows(0.9))).json()["verdicts"]
+    assert verdict["p_anomalous"] == pytest.approx(0.2)
+    assert verdict["cold_start"] is False
+
+
+def test_every_answer_says_which_version_gave_it(anomaly: Any) -> None:
+    values = windows(0.9)
+    as_listed = anomaly("POST", PATH, json=as_json(values))
+    assert as_listed.json()["model"] == as_listed.headers["natwork-model"] == "11" * 32
+    assert raw(anomaly, values.tobytes(), "n=1&t=4", RAW).headers["natwork-model"] == "11" * 32
+
+
+def newest(at_s: float, *cpu: float, **more: Any) -> dict[str, Any]:
+    samples = [{"container": f"c{i}", "service": "s", "values": [1.0] * CPU + [x] + [1.0] * (11 - CPU)}
+               for i, x in enumerate(cpu)]  # fmt: skip
+    return {"at_s": at_s, "samples": samples, **more}
+
+
+def test_newest_samples_are_enough_and_a_short_history_is_told(anomaly: Any, reference: Any) -> None:
+    for step in range(6):
+        for _ in range(2):  # sent twice, it changes nothing
+            answer = anomaly("POST", SAMPLES, json=newest(10.0 * step, 0.1, 0.9)).json()
+        assert [(v["history"], v["of"]) for v in answer["verdicts"]] == [(min(step + 1, T), T)] * 2
+        assert [v["flagged"] for v in answer["verdicts"]] == [False, True]
+    assert answer["at_s"] == 50.0
+    body = newest(60.0, 0.9, profiles={"s": reference(0.8, 0.5)})
+    (verdict,) = anomaly("POST", SAMPLES, json=body).json()["verdicts"]
+    assert (verdict["p_anomalous"], verdict["cold_start"]) == (pytest.approx(0.2), False)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        newest(-1.0, 0.5),
+        newest(0.0),
+        {**newest(0.0, 0.5), "at_s": "now"},
+        newest(0.0, -0.5),
+        {"at_s": 0.0, "samples": [newest(0.0, 0.5)["samples"][0]] * 2},
+        newest(0.0, 0.5, profiles={"s": [0.0] * REFERENCE_WIDTH}),
+    ],
+    ids=["before time", "none", "text", "negative", "twice", "scale 0"],
+)
+def test_senseless_samples_are_refused_and_not_remembered(anomaly: Any, body: Any) -> None:
+    is_problem(anomaly("POST", SAMPLES, json=body), 422)
+    (verdict,) = anomaly("POST", SAMPLES, json=newest(10.0, 0.5)).json()["verdicts"]
+    assert verdict["history"] == 1
 
 
 def spoiled(value: float, place: tuple[int, ...]) -> bytes:
     values = windows(0.5)
     values[place] = value
     return values.tobytes()
+
+
+def profiled(figure: float | None, whose: int) -> bytes:
+    """One window, one profile (all of one figure; None for a sound one), and the number of the window's own."""
+    sound = ServiceProfile(service="s", samples=(99,) * 12, centre=(0.0,) * 12, scale=(1.0,) * 12).reference
+    row = np.array(sound if figure is None else [figure] * REFERENCE_WIDTH, "<f4")
+    return windows(0.5).tobytes() + row.tobytes() + np.array([whose], "<i4").tobytes()
+
+
+def test_a_sound_profile_is_accepted(anomaly: Any) -> None:
+    assert raw(anomaly, profiled(None, 0), "n=1&t=4&profiles=1").status_code == 200
 
 
 @pytest.mark.parametrize(
@@ -125,7 +192,7 @@ def spoiled(value: float, place: tuple[int, ...]) -> bytes:
         (windows(0.5).tobytes(), ""),
         (windows(0.5).tobytes(), "n=2&t=4"),
         (windows(0.5).tobytes(), "n=2&t=2"),
-        (windows(0.5).tobytes(), "n=1&t=4&profiles=true"),
+        (windows(0.5).tobytes(), "n=1&t=4&profiles=1"),
         (windows(0.5).tobytes()[:-1], "n=1&t=4"),
         (b"", "n=1&t=4"),
         (b"", "n=0&t=4"),
@@ -133,8 +200,11 @@ def spoiled(value: float, place: tuple[int, ...]) -> bytes:
         (b"", f"n={MAX_WINDOWS + 1}&t=4"),
         (b"", f"n={2**70}&t=4"),
         (b"", "n=NaN&t=4"),
-        (windows(0.5).tobytes() + np.full(24, np.nan, "<f4").tobytes(), "n=1&t=4&profiles=true"),
-        (windows(0.5).tobytes() + np.zeros(24, "<f4").tobytes(), "n=1&t=4&profiles=true"),
+        (b"", "n=1&t=4&profiles=-1"),
+        (profiled(np.nan, 0), "n=1&t=4&profiles=1"),
+        (profiled(0.0, 0), "n=1&t=4&profiles=1"),
+        (profiled(None, 1), "n=1&t=4&profiles=1"),
+        (profiled(None, -2), "n=1&t=4&profiles=1"),
     ],
 )
 def test_senseless_raw_input_is_422_with_a_hint(anomaly: Any, data: bytes, query: str) -> None:
@@ -142,9 +212,18 @@ def test_senseless_raw_input_is_422_with_a_hint(anomaly: Any, data: bytes, query
 
 
 def changed(change: Callable[[dict[str, Any]], Any]) -> str:
-    body = as_json(windows(0.5), profile={"centre": [0.0] * 12, "scale": [1.0] * 12})
+    body = as_json(windows(0.5))
     change(body["windows"][0])
     return json.dumps(body)
+
+
+def misfit(place: int, figure: float | None) -> str:
+    """A profile with a figure that none can have; None: one figure short."""
+    row: list[float] = list(
+        ServiceProfile(service="s", samples=(99,) * 12, centre=(0.0,) * 12, scale=(1.0,) * 12).reference
+    )
+    row[place : place + 1] = [] if figure is None else [figure]
+    return json.dumps({**as_json(windows(0.5)), "profiles": {"s": row}})
 
 
 @pytest.mark.parametrize(
@@ -173,10 +252,10 @@ def changed(change: Callable[[dict[str, Any]], Any]) -> str:
         changed(lambda w: w.update(container="a\x00b")),
         changed(lambda w: w.update(container="x" * 254)),
         changed(lambda w: w.update(more=1)),
-        changed(lambda w: w["profile"]["scale"].__setitem__(0, 0)),
-        changed(lambda w: w["profile"]["scale"].__setitem__(0, 1e-60)),
-        changed(lambda w: w["profile"]["centre"].__setitem__(0, 1e39)),
-        changed(lambda w: w["profile"]["centre"].pop()),
+        misfit(12, 0),
+        misfit(12, 1e-60),
+        misfit(0, 1e39),
+        misfit(0, None),
         b"\xff\xfe",
     ],
 )
@@ -198,7 +277,7 @@ def test_without_a_model_it_is_503(make_client: Any) -> None:
     async def none() -> Any:
         raise PreconditionError("there is no model", hint="natwork train profiler")
 
-    client = make_client(create_app(none, max_body_bytes=1024, allowed_hosts=["127.0.0.1"]))
+    client = make_client(create_app(none, max_body_bytes=1024, allowed_hosts=["127.0.0.1"], samples=LocalSamples(10.0)))
     assert is_problem(client.get("/api/v1/anomaly/model"), 503)["hint"] == "natwork train profiler"
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from natwork_ray.config import HttpConfig
-from serve_apps.anomaly_api import MAX_WINDOWS
+from serve_apps.anomaly_wire import MAX_WINDOWS
 from serve_apps.event_stream import StreamLimits
 from serve_apps.migration_api import MAX_LOADS, Served
 from serve_apps.migration_api import create_app as create_migration_models

@@ -54,7 +54,7 @@ def conform(app: FastAPI, document: str, headers: dict[str, str]) -> int:
 
 def test_gateway_conforms(control: Any, make_gateway: Callable[..., FastAPI], token: str) -> None:
     app = make_gateway(control, hosts=[HOST])
-    assert conform(app, "/api/v1/openapi.json", {"Authorization": f"Bearer {token}"}) == 23
+    assert conform(app, "/api/v1/openapi.json", {"Authorization": f"Bearer {token}"}) == 30
 
 
 def test_gateway_conforms_without_a_token(control: Any, make_gateway: Callable[..., FastAPI]) -> None:
@@ -74,4 +74,4 @@ def test_migration_models_conform() -> None:
 
 
 def test_anomaly_conforms(served: Any, make_anomaly: Callable[..., FastAPI]) -> None:
-    assert conform(make_anomaly(served, hosts=[HOST]), "/api/v1/anomaly/openapi.json", {}) == 2
+    assert conform(make_anomaly(served, hosts=[HOST]), "/api/v1/anomaly/openapi.json", {}) == 3

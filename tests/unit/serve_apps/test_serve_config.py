@@ -35,6 +35,7 @@ def test_prefixes_and_names_are_those_of_the_routes(config: Any) -> None:
     assert found == {
         "gateway": "/",
         "anomaly": "/api/v1/anomaly",
+        "forecast": "/api/v1/forecast",
         "migration-models": "/api/v1/migration-models",
     }
 

@@ -4,6 +4,8 @@ LightGBM reads model files quickly and trustingly: an index out of range is a re
 others, so every tree is checked here first: known keys in their order, arrays of the right length, children that lead
 downwards and reach each node once, features that exist, finite numbers. Nothing is repaired; anything odd is refused.
 
+Every capability that keeps boosters keeps them in this form: the migration models, detection and forecasts.
+
 Left out of the text: importances and training parameters, which no prediction needs. Not accepted: categorical splits
 and missing values, which our training never makes.
 """
@@ -18,7 +20,7 @@ from natwork_ray.errors import InputError
 MAX_TREES = 512
 MAX_LEAVES = 64
 _END = "end of trees\n"
-_HINT = "it must be a file that `natwork train selector` wrote"
+_HINT = "it must be a file that `natwork train` wrote"
 _NUMBERS = re.compile(r"[0-9.eE+\- ]*")
 _RANGE = re.compile(r"none|\[-?[0-9.]{1,30}(?:e[+-]?[0-9]{1,3})?:-?[0-9.]{1,30}(?:e[+-]?[0-9]{1,3})?\]")
 _KEYS = (
@@ -30,7 +32,7 @@ _HEADER_KEYS = (
     "version", "num_class", "num_tree_per_iteration", "label_index", "max_feature_idx", "objective", "feature_names",
     "feature_infos", "tree_sizes",
 )  # fmt: skip
-_OBJECTIVES = frozenset({"regression", "quantile"})
+_OBJECTIVES = frozenset({"regression", "quantile", "binary"})
 
 
 def trimmed(text: str) -> str:
@@ -39,7 +41,7 @@ def trimmed(text: str) -> str:
 
 
 def check_trees(text: str, *, feature_names: tuple[str, ...]) -> None:
-    """Accept what `trimmed` gives for a model on these features.
+    """Accept what `trimmed` gives for a model on these features: at most MAX_TREES trees of MAX_LEAVES leaves.
 
     Raises:
         InputError: anything else.

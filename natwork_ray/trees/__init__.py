@@ -1,0 +1,1 @@
+"""LightGBM trees as text that is checked before it is trusted; below every capability that uses them."""
