@@ -11,6 +11,7 @@ from ray import serve
 
 from agents.naming import SERVE_ANOMALY, SERVE_FORECAST, SERVE_GATEWAY, SERVE_MIGRATION_MODELS
 from natwork_ray.config import HttpConfig
+from natwork_ray.errors import PreconditionError
 from serve_apps import anomaly, anomaly_wire, forecast, forecast_api, gateway, migration, migration_api
 
 _TIMEOUT_S = 60
@@ -29,6 +30,9 @@ def deploy(http: HttpConfig, *, gateway_too: bool = True, replicas: int = 1, onl
     """Start Serve on loopback (unless configured otherwise) and run the applications; the base URL.
 
     `only` names the one application to run; `replicas` is for those of the anomaly and forecast doors.
+
+    Raises:
+        PreconditionError: an application does not start.
     """
     logging.getLogger("ray.serve").setLevel(logging.WARNING)  # of this client; it tells of every handle and step
     serve.start(
@@ -44,6 +48,13 @@ def deploy(http: HttpConfig, *, gateway_too: bool = True, replicas: int = 1, onl
     if gateway_too:
         applications[SERVE_GATEWAY] = (gateway.app, "/")
     for name, (application, prefix) in applications.items():
-        if only in (None, name):
+        if only not in (None, name):
+            continue
+        try:
             serve.run(application, name=name, route_prefix=prefix, blocking=False)
+        except RuntimeError as error:
+            raise PreconditionError(
+                f"application {name} does not start: {error}",
+                hint="the log of its replica says why: logs/serve in the session folder of Ray",
+            ) from error
     return f"http://{http.host}:{http.port}"

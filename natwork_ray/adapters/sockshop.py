@@ -1,8 +1,8 @@
 """Sock Shop under fault injection, second by second: the set that comes with the RCD paper, in one CSV file.
 
 A row every second; `<container>_cpu` and `<container>_mem` for each container, for some of them also requests
-(`<container>_lod`) and latency quantiles (`_lat_50`, `_lat_90`, `_lat_99`); `case` is `<container>-<fault>/<repetition>`
-and `phase` is `normal` (before the fault) or `anomalous`. The file may be gzipped.
+(`<container>_lod`) and latency quantiles (`_lat_50`, `_lat_90`, `_lat_99`); `case` is
+`<container>-<fault>/<repetition>` and `phase` is `normal` (before the fault) or `anomalous`. The file may be gzipped.
 
 Rules kept:
 

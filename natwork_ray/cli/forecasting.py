@@ -62,7 +62,7 @@ class DataFormat(StrEnum):
 
 @train_app.command(
     "forecaster",
-    epilog="Examples:\n\nnatwork train forecaster --out forecaster.safetensors   (on the emulation: the shipped one)\n\n"
+    epilog="Examples:\n\nnatwork train forecaster --out forecaster.safetensors   (emulated runs: the shipped one)\n\n"
     "natwork train forecaster --data FOLDER --out forecaster.safetensors   (recordings in iAnomaly's format)\n\n"
     "natwork train forecaster --data FILE.csv.gz --format sockshop --horizons 3,10,30",
 )
@@ -145,9 +145,7 @@ def reproduce_forecast_command(
     with progress_bar(quiet=output is Format.JSON) as bar:
         from natwork_ray.forecasting.reproduce import reproduce_forecast
 
-        table = reproduce_forecast(
-            sets, epochs=min(epochs, _QUICK_EPOCHS) if quick else epochs, progress=shown_on(bar)
-        )
+        table = reproduce_forecast(sets, epochs=min(epochs, _QUICK_EPOCHS) if quick else epochs, progress=shown_on(bar))
     document = plain(table)
     if output is Format.JSON:
         write_json(document)

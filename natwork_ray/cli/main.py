@@ -35,6 +35,7 @@ from natwork_ray.cli import (
     reproducing,
     selector,
     testbed,
+    train,
 )
 from natwork_ray.cli.output import printable, talk
 from natwork_ray.cli.settings import remember
@@ -94,8 +95,10 @@ app.add_typer(mitigations.app, name="mitigations")
 app.add_typer(models.app, name="models")
 app.add_typer(testbed.app, name="testbed")
 app.add_typer(audit.app, name="audit")
-app.add_typer(forecasting.train_app, name="train")  # with `train profiler|selector`, which add to the same
-app.add_typer(reproducing.reproduce_app, name="reproduce")
+# Both groups are shared: each of these modules has added its commands to them when it was imported.
+_ADD_TO_TRAIN_AND_REPRODUCE = (forecasting, reproducing, selector)
+app.add_typer(train.train_app, name="train")
+app.add_typer(train.reproduce_app, name="reproduce")
 app.add_typer(bench.app, name="bench")
 app.add_typer(causes.app, name="causes")
 app.add_typer(profiles.app, name="profile")

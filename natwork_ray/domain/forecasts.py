@@ -1,7 +1,7 @@
 """What is expected of a container's load, and what follows for its placement (D3.3 sections 4.2 and 6.3).
 
-A forecast is structured metadata, as section 4.2 asks: the expected load range (`lower` to `upper`), the expected value,
-and an anomaly likelihood. A band that is not ordered or not finite cannot be built.
+A forecast is structured metadata, as section 4.2 asks: the expected load range (`lower` to `upper`), the expected
+value, and an anomaly likelihood. A band that is not ordered or not finite cannot be built.
 
     >>> LoadForecast(container="amf-0", service="amf", metric="cpu_utilization", at_s=600.0, step_s=10.0,
     ...              horizons=(1, 3), expected=(0.4, 0.5), lower=(0.3, 0.3), upper=(0.5, 0.7),

@@ -70,7 +70,8 @@ class ForecastSettings:
         if (
             not 1 <= len(self.horizons) <= MAX_HORIZONS
             or list(self.horizons) != sorted(set(self.horizons))
-            or not (1 <= self.horizons[0] and self.horizons[-1] <= MAX_HORIZON)
+            or self.horizons[0] < 1
+            or self.horizons[-1] > MAX_HORIZON
         ):
             raise InputError(
                 f"forecast horizons {self.horizons}",

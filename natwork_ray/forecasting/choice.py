@@ -62,9 +62,7 @@ class _Evidence:
     run: NDArray[np.intp]
 
     @classmethod
-    def of(
-        cls, change: Doubles, forecast: Doubles, recording: NDArray[np.intp], run_of: NDArray[np.intp]
-    ) -> _Evidence:
+    def of(cls, change: Doubles, forecast: Doubles, recording: NDArray[np.intp], run_of: NDArray[np.intp]) -> _Evidence:
         known = ~np.isnan(change) & ~np.isnan(forecast)
         names, place = np.unique(recording[known], return_inverse=True)
         _, run = np.unique(run_of[names], return_inverse=True)
@@ -129,9 +127,8 @@ def choose(
     """
     best = [Chosen() for _ in range(services + 1)]
     for model, forecast in candidates:
-        own = [
-            _Evidence.of(*(a[service == s] for a in (change, forecast, recording)), run_of) for s in range(services)
-        ]
+        rows = [service == s for s in range(services)]
+        own = [_Evidence.of(change[own], forecast[own], recording[own], run_of) for own in rows]
         known = [each for each in own if each.power.sum() > 0 and each.still.sum() > 0]
         if not known:
             continue

@@ -67,7 +67,7 @@ def quantile_at(tables: Doubles, level: Doubles | float) -> Doubles:
 
 
 def likelihoods(tables: Doubles, found: Doubles) -> Doubles:
-    """1 - p-value (N,) of scores (N,) under tables (N, L): the share of scores strictly below. 0 where a score is NaN."""
+    """1 - p-value (N,) of scores (N,) under tables (N, L): the share of scores strictly below; 0 for a NaN."""
     below = (tables < found[:, None]).sum(axis=1)  # NaN compares false
     return np.asarray(np.where(below > 0, LEVELS[np.maximum(below - 1, 0)], 0.0))
 

@@ -47,12 +47,13 @@ def restarts(values: Floats) -> NDArray[np.bool_]:
     found = np.zeros(values.shape[:2], dtype=bool)
     with np.errstate(invalid="ignore"):  # NaN compares false: no verdict
         found[:, 1:] = (rss[:, 1:] < _FALL * rss[:, :-1]) & (vsize[:, 1:] < _FALL * vsize[:, :-1])
-    silent = np.isnan(values).all(axis=2)
+    silent = np.asarray(np.isnan(values).all(axis=2))
     # First samples after a silence that is not the window's beginning.
     first = np.zeros_like(found)
     first[:, 1:] = silent[:, :-1] & ~silent[:, 1:]
-    for i, t in np.argwhere(first):
-        before = rss[i, :t][~np.isnan(rss[i, :t])]
+    for i, t in np.argwhere(first).tolist():
+        earlier = rss[i, :t]
+        before = earlier[~np.isnan(earlier)]
         if before.size and rss[i, t] < _FALL_IN_GAP * before[-1]:
             found[i, t] = True
     return found

@@ -18,10 +18,11 @@ from natwork_ray.forecasting.references import Doubles
 # A correlation below this is no season.
 _MIN_CORRELATION = 0.2
 _SHORTEST = 4
+_AS_GOOD = 0.9
 
 
 def period(columns: Sequence[Doubles], window: int) -> int:
-    """The period of one metric of a service over recordings (T,) each, in steps; 0 where there is none below `window`."""
+    """The period of one metric over recordings (T,) each, in steps; 0 where there is none below `window`."""
     longest = window - 1
     products, powers = np.zeros(longest + 1), 0.0
     for column in columns:
@@ -46,7 +47,11 @@ def period(columns: Sequence[Doubles], window: int) -> int:
     peaks = [
         lag for lag in range(_SHORTEST, longest) if found[lag] >= max(found[lag - 1], found[lag + 1], _MIN_CORRELATION)
     ]
-    return max(peaks, key=lambda lag: found[lag]) if peaks else 0
+    if not peaks:
+        return 0
+    # Twice the period correlates as well as the period, up to noise.
+    best = max(found[lag] for lag in peaks)
+    return min(lag for lag in peaks if found[lag] >= _AS_GOOD * best)
 
 
 def seasonal_change(filled: Floats, periods: NDArray[np.intp], horizon: int) -> Doubles:

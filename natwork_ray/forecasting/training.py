@@ -1,9 +1,9 @@
 """Training a forecaster, from recordings to a `Forecaster`.
 
-In order: what is usual for each service (`references`); windows of all recordings (`rows`); out-of-fold forecasts, split
-by run where there are runs enough and by recording else; from them the choice of model per service, metric and horizon
-(`choice`) and the score tables that calibrate the bands (`conformal`); then the boosters, and the LSTM where it is asked
-for, on everything; and both maps of section 4.2.
+In order: what is usual for each service (`references`); windows of all recordings (`rows`); out-of-fold forecasts,
+split by run where there are runs enough and by recording else; from them the choice of model per service, metric and
+horizon (`choice`) and the score tables that calibrate the bands (`conformal`); then the boosters, and the LSTM where it
+is asked for, on everything; and both maps of section 4.2.
 
     >>> forecaster = train_forecaster(runs, ForecastSettings(horizons=(1, 3, 10)))
     >>> store.save(DEFAULT_FORECASTER, dumps(forecaster))

@@ -4,10 +4,10 @@ Section 4.2 gives the inputs (expected load ranges, anomaly likelihoods), the ac
 when an anomaly is likely, energy when trends are stable. The rules are ours, in this order; the first that fits counts:
 
 1. An anomaly is likely and the load is about to exceed its headroom: *throttle* where one source sends most of it and
-   throttling is allowed (adding replicas would pay for the attacker), else *migrate* where the node is under pressure as
-   well, else *scale*.
-2. An anomaly is likely and the load is not about to exceed anything: *migrate* off a node under pressure, else wait and
-   see: detection says what it is.
+   throttling is allowed (adding replicas would pay for the attacker), else *migrate* where the node is under pressure
+   as well, else *scale*.
+2. An anomaly is likely and the load is not about to exceed anything: *migrate* off a node under pressure, else wait
+   and see: detection says what it is.
 3. Nothing unusual, and the load is about to exceed its headroom: growth. *Scale*, else *migrate*, else *throttle*.
 4. Nothing unusual, stable or falling, and well below capacity on a nearly empty node: *migrate*, so that the node can
    rest. Off unless `consolidate_below` is set: every move costs downtime.

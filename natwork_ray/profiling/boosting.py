@@ -45,7 +45,7 @@ MOST_PROFILES = 4
 _PARAMETERS: dict[str, Any] = {
     "objective": "binary",
     "learning_rate": 3.0 / TREES,
-    "num_leaves": 31,
+    "num_leaves": 63,
     "min_data_in_leaf": 5,
     "extra_trees": True,
     "feature_fraction": 0.9,

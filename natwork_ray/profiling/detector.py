@@ -11,8 +11,8 @@ Rules kept:
 - A window whose newest sample is missing altogether is not scored. Missing samples count as "as usual".
 - A flag needs evidence: at least one metric measured in the newest sample that stands one robust standard deviation
   or more away from the profile. What is only remembered, or only missing, never becomes a verdict.
-- A resource (CPU, memory) far outside what the service ever used, twice in a row, is flagged on less than the threshold:
-  where an application shows nothing else, the window's statistics need samples to follow.
+- A resource (CPU, memory) far outside what the service ever used, twice in a row, is flagged on less than the
+  threshold: where an application shows nothing else, the window's statistics need samples to follow.
 - What is novel, though stage 1 did not reach its threshold, is flagged if stage 2 finds that it resembles no known
   anomaly, or if stage 1 finds it more likely anomalous than not: two independent witnesses.
 - Hostile input (wrong shape or type, infinite or negative samples, references out of range) is an `InputError`.

@@ -38,7 +38,7 @@ class TrainingSettings:
 
     detector: Literal["best", "annex-a"] = "best"
     seed: int = 7
-    window: int = 10
+    window: int = 8
     epochs: int = 12
     batch: int = 256
     learning_rate: float = 0.003

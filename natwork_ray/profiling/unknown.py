@@ -48,7 +48,9 @@ N_SIGNATURES = 13
 
 _GATE_CLIP = 12.0
 _RSS, _VSIZE, _CPU = (METRICS.index(m) for m in (Metric.MEMORY_RSS, Metric.MEMORY_VSIZE, Metric.CPU))
-_MAX_KNOTS = 4096
+_RANGE = 24.0  # of a signature: the difference of two clipped deviations
+_PER_UNIT = 32.0
+BINS = int(2 * _RANGE * _PER_UNIT) + 1
 _GROUPS = 10
 _NEIGHBOURS = 3
 _ROWS_PER_KIND = 500
@@ -92,24 +94,17 @@ class NoveltyGate:
     """Normal operation, and from where on it is left.
 
     Attributes:
-        knots: float32 (13, K), sorted signatures of normal samples.
+        rarity: float32 (13, BINS), per signature and bin -log(share of normal samples that lie at least as far out).
         threshold: the score beyond which a window is novel.
     """
 
-    knots: Floats
+    rarity: Floats
     threshold: float
 
     def scores(self, seen: Floats) -> Floats:
-        """How far out of normal signatures (N, 13) lie: the sum over them of -log(share of normal at least as far)."""
-        count = self.knots.shape[1]
-        rarity = -np.log((np.arange(count + 1, dtype=np.float32) + 1) / (count + 1))
-        total = np.zeros(len(seen), dtype=np.float32)
-        for k in range(N_SIGNATURES):
-            column = np.ascontiguousarray(seen[:, k])
-            above = count - np.searchsorted(self.knots[k], column, side="left")
-            below = np.searchsorted(self.knots[k], column, side="right")
-            total += rarity[np.minimum(above, below)]
-        return total
+        """How far out of normal signatures (N, 13) lie: the sum of the rarities of all of them."""
+        places = _binned(seen) + np.arange(N_SIGNATURES, dtype=np.int32) * BINS
+        return np.asarray(self.rarity.reshape(-1)[places].sum(axis=1), dtype=np.float32)
 
     def novel(self, recent: Floats) -> NDArray[np.bool_]:
         """(N,) true where the newest deviations (N, T >= 3, 12) lie farther out than normal operation does."""
@@ -117,21 +112,19 @@ class NoveltyGate:
 
     def tensors(self) -> dict[str, NDArray[np.generic]]:
         """The arrays by name, for a model file."""
-        return {"knots": self.knots, "threshold": np.array([self.threshold], dtype=np.float32)}
+        return {"rarity": self.rarity, "threshold": np.array([self.threshold], dtype=np.float32)}
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, NDArray[np.generic]]) -> NoveltyGate:
         """Read and check what `tensors` gave.
 
         Raises:
-            InputError: anything missing, of another type or shape, not finite or not sorted.
+            InputError: anything missing, of another type or shape, not finite or negative.
         """
-        knots, threshold = _floats(tensors, "knots", 2), _floats(tensors, "threshold", 1)
-        if knots.shape[0] != N_SIGNATURES or not 1 <= knots.shape[1] <= _MAX_KNOTS or threshold.shape != (1,):
-            raise InputError(f"novelty gate has shape {knots.shape}", hint=_HINT)
-        if (np.diff(knots, axis=1) < 0).any():
-            raise InputError("novelty gate is not sorted", hint=_HINT)
-        return cls(knots, float(threshold[0]))
+        rarity, threshold = _floats(tensors, "rarity", 2), _floats(tensors, "threshold", 1)
+        if rarity.shape != (N_SIGNATURES, BINS) or threshold.shape != (1,) or (rarity < 0).any():
+            raise InputError(f"novelty gate has shape {rarity.shape} or negative figures", hint=_HINT)
+        return cls(rarity, float(threshold[0]))
 
 
 def fit_gate(seen: Floats, groups: NDArray[np.intp]) -> NoveltyGate:
@@ -149,8 +142,8 @@ def fit_gate(seen: Floats, groups: NDArray[np.intp]) -> NoveltyGate:
     scores = np.empty(len(seen), dtype=np.float32)
     for group in np.unique(dealt):
         held = dealt == group
-        scores[held] = NoveltyGate(_knots(seen if held.all() else seen[~held]), 0.0).scores(seen[held])
-    return NoveltyGate(_knots(seen), float(np.quantile(scores, 1 - GATE_RATE)))
+        scores[held] = NoveltyGate(_rarity(seen if held.all() else seen[~held]), 0.0).scores(seen[held])
+    return NoveltyGate(_rarity(seen), float(np.quantile(scores, 1 - GATE_RATE)))
 
 
 def approaches(deviating: Floats) -> Floats:
@@ -262,12 +255,18 @@ def _some(rows: NDArray[np.intp], rng: np.random.Generator) -> NDArray[np.intp]:
     return rows if len(rows) <= _ROWS_PER_KIND else rng.choice(rows, _ROWS_PER_KIND, replace=False)
 
 
-def _knots(seen: Floats) -> Floats:
-    """Sorted columns (13, K), thinned evenly to at most 4,096 with both ends kept."""
-    ranked = np.sort(seen, axis=0).T
-    if ranked.shape[1] > _MAX_KNOTS:
-        ranked = ranked[:, np.linspace(0, ranked.shape[1] - 1, _MAX_KNOTS).round().astype(np.intp)]
-    return np.ascontiguousarray(ranked, dtype=np.float32)
+def _binned(seen: Floats) -> NDArray[np.int32]:
+    """The bin of each signature (N, 13): a thirty-second of a robust standard deviation wide."""
+    return np.asarray(np.clip((seen + _RANGE) * _PER_UNIT, 0, BINS - 1), dtype=np.int32)
+
+
+def _rarity(seen: Floats) -> Floats:
+    """(13, BINS) from signatures (M, 13) of normal samples."""
+    bins = _binned(seen)
+    counts = np.stack([np.bincount(bins[:, k], minlength=BINS) for k in range(N_SIGNATURES)])
+    below = np.cumsum(counts, axis=1)
+    above = len(seen) - below + counts
+    return np.asarray(-np.log((np.minimum(below, above) + 1) / (len(seen) + 1)), dtype=np.float32)
 
 
 def _nearest(asked: Floats, rows: Floats, allowed: NDArray[np.bool_] | None = None) -> Floats:

@@ -81,21 +81,26 @@ class Paths:
 
     def contributions(self, inputs: NDArray[Any]) -> NDArray[np.float64]:
         """(M, features) of inputs (M, features), in the units of the trees' raw sum."""
-        count = len(inputs)
-        out = np.zeros(count * self.features)
-        trees = np.arange(len(self.feature))[None, :]
-        rows = np.arange(count)[:, None]
-        node = np.zeros((count, len(self.feature)), dtype=np.intp)
+        count, features = inputs.shape
+        cells = np.ascontiguousarray(inputs).reshape(-1)
+        out = np.zeros(cells.shape)
+        feature, threshold, value = self.feature.reshape(-1), self.threshold.reshape(-1), self.value.reshape(-1)
+        begins = np.arange(len(self.feature)) * self.feature.shape[1]
+        left, right = (self.left + begins[:, None]).reshape(-1), (self.right + begins[:, None]).reshape(-1)
+        # One walker per input and tree; those that reached a leaf drop out.
+        row = np.repeat(np.arange(count) * features, len(begins))
+        node = np.tile(begins, count)
         while True:
-            asked = self.feature[trees, node]
-            inner = asked >= 0
-            if not inner.any():
-                return out.reshape(count, self.features)
-            goes_left = inputs[rows, asked] <= self.threshold[trees, node]
-            onward = np.where(goes_left, self.left[trees, node], self.right[trees, node])
-            change = self.value[trees, onward] - self.value[trees, node]
-            place = (rows * self.features + asked)[inner]
-            out += np.bincount(place, weights=change[inner], minlength=len(out))
+            asked = feature.take(node)
+            walking = asked >= 0
+            if not walking.all():
+                row, node, asked = row[walking], node[walking], asked[walking]
+            if not len(node):
+                return out.reshape(count, features)
+            cell = row + asked
+            goes_left = cells.take(cell) <= threshold.take(node)
+            onward = np.where(goes_left, left.take(node), right.take(node))
+            out += np.bincount(cell, weights=value.take(onward) - value.take(node), minlength=len(out))
             node = onward
 
 

@@ -1,0 +1,65 @@
+"""The normal hour as a whole: distances are what their definitions say, whatever the hour looked like."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from natwork_ray.domain.telemetry import N_METRICS
+from natwork_ray.profiling.normality import JOINT_LIMIT, JOINT_WIDTH, PROTOTYPES, distances, learn_joint, saturated
+
+
+def _hour(seed: int, length: int = 200) -> np.ndarray:
+    """Metrics that move together, in two states."""
+    rng = np.random.default_rng(seed)
+    mixing = rng.standard_normal((3, N_METRICS))
+    states = rng.standard_normal((length, 3)) @ mixing + 4.0 * rng.integers(0, 2, (length, 1))
+    return states.astype(np.float32)
+
+
+def test_mahalanobis_is_the_textbook_one() -> None:
+    hour = _hour(0)
+    states = saturated(hour).astype(np.float64)
+    row = learn_joint(hour)
+    covariance = np.cov(states.T, bias=True) + 0.05 * np.eye(N_METRICS)
+    asked = saturated(_hour(1, 5))
+    apart = asked - states.mean(axis=0)
+    expected = np.einsum("nk,kl,nl->n", apart, np.linalg.inv(covariance), apart)
+    found = distances(asked[:, None], row[None].repeat(5, axis=0))
+    assert np.expm1(found[:, 0, 0]) == pytest.approx(expected, rel=1e-2)
+
+
+def test_what_the_hour_held_is_near_and_what_breaks_its_relations_is_far() -> None:
+    hour = _hour(2)
+    row = learn_joint(hour)[None]
+    usual = distances(saturated(hour)[None], row)[0]
+    # Every metric on its own is within its range, but not together.
+    rng = np.random.default_rng(3)
+    shuffled = np.stack([rng.permutation(hour[:, k]) for k in range(N_METRICS)], axis=1)
+    odd = distances(saturated(shuffled)[None], row)[0]
+    assert np.median(odd[:, 0]) > np.quantile(usual[:, 0], 0.99)
+    assert np.median(odd[:, 1]) > np.median(usual[:, 1])
+
+
+@given(st.integers(0, 80), st.integers(0, 2**16))
+def test_any_hour_gives_a_row_in_range_and_finite_distances(length: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    hour = (rng.standard_normal((length, N_METRICS)) * rng.choice([0.0, 1.0, 1e6], N_METRICS)).astype(np.float32)
+    hour[rng.random(hour.shape) < 0.2] = np.nan
+    row = learn_joint(hour)
+    assert row.shape == (JOINT_WIDTH,)
+    assert np.abs(row).max() <= JOINT_LIMIT
+    assert (learn_joint(hour) == row).all()
+    states = saturated((100 * rng.standard_normal((4, 3, N_METRICS))).astype(np.float32))
+    found = distances(states, row[None].repeat(4, axis=0))
+    assert np.isfinite(found).all()
+    assert (found >= 0).all()
+
+
+def test_few_states_are_their_own_prototypes() -> None:
+    hour = np.repeat(np.eye(N_METRICS, dtype=np.float32)[:2], 20, axis=0)
+    found = distances(np.eye(N_METRICS, dtype=np.float32)[None, :3], learn_joint(hour)[None])[0, :, 1]
+    assert found == pytest.approx([0.0, 0.0, np.sqrt(2.0)], abs=1e-3)
+    assert len(hour) > PROTOTYPES
