@@ -24,6 +24,7 @@ RESOURCE_WEIGHT = 0.2  # price of taking all free cores of a node, in units of b
 RESILIENT_WEIGHT = 0.05
 ENERGY_WEIGHT = 0.35
 ENERGY_CALM = 0.5  # of the calm time after which added resources go back
+RESILIENT_CALM = 4.0
 
 
 @dataclass(frozen=True)
@@ -79,11 +80,12 @@ def resource_weight(advice: PlacementAdvice | None) -> float:
 def calm_needed_s(name: str, outlook: LoadOutlook | None, calm_s: float) -> float:
     """How long a container has to be calm before what was added goes back.
 
-    Never while an anomaly is likely or its load is expected to rise; sooner when all that was forecast is stable.
+    Longer while resilience goes first for it or its load is expected to rise, though not for ever: some containers are
+    always near their limit. Sooner when most of what was forecast is stable.
     """
-    if outlook is None or outlook.degraded:
+    if outlook is None or not outlook.containers:
         return calm_s
     if name in outlook.resilience or name in outlook.rising:
-        return math.inf
-    settled = outlook.containers > 0 and outlook.unnamed == 0
+        return calm_s * RESILIENT_CALM
+    settled = outlook.unnamed == 0
     return calm_s * ENERGY_CALM if settled and outlook.stable * 2 >= outlook.containers else calm_s

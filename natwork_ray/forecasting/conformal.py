@@ -26,6 +26,8 @@ LEVELS: Doubles = np.concatenate([np.linspace(0.0, 0.99, 100), [0.995, 0.998, 0.
 MIN_WIDTH = 0.02
 # A service with fewer scores borrows the pooled ones.
 MIN_SCORES = 200
+_BEYOND = 10.0
+_LOWEST, _HIGHEST = -2.0, 0.6
 
 
 def widths(low: Doubles, high: Doubles) -> Doubles:
@@ -57,13 +59,19 @@ def score_tables(found: Doubles, service: NDArray[np.intp], services: int) -> Do
 
 
 def quantile_at(tables: Doubles, level: Doubles | float) -> Doubles:
-    """Score quantiles (...) of tables (..., L) at levels (...), linear between `LEVELS`."""
-    level = np.clip(np.broadcast_to(np.asarray(level, dtype=np.float64), tables.shape[:-1]), 0.0, 1.0)
+    """Score quantiles (...) of tables (..., L) at levels (...), linear between `LEVELS`.
+
+    A level above 1 asks for more than was ever seen: bands go on widening, by `_BEYOND` widths (more where the highest
+    score is more) for each unit.
+    """
+    wanted = np.broadcast_to(np.asarray(level, dtype=np.float64), tables.shape[:-1])
+    level = np.clip(wanted, 0.0, 1.0)
     right = np.clip(np.searchsorted(LEVELS, level, side="left"), 1, len(LEVELS) - 1)
     share = (level - LEVELS[right - 1]) / (LEVELS[right] - LEVELS[right - 1])
     below = np.take_along_axis(tables, (right - 1)[..., None], axis=-1)[..., 0]
     above = np.take_along_axis(tables, right[..., None], axis=-1)[..., 0]
-    return np.asarray(below + share * (above - below))
+    further = np.maximum(wanted - 1.0, 0.0) * _BEYOND * (1.0 + np.abs(tables[..., -1]))
+    return np.asarray(below + share * (above - below) + further)
 
 
 def likelihoods(tables: Doubles, found: Doubles) -> Doubles:
@@ -91,6 +99,6 @@ class AdaptiveLevels:
         return cls(np.full(shape, 1.0 - COVERAGE), rate)
 
     def observe(self, missed: NDArray[np.bool_], known: NDArray[np.bool_]) -> None:
-        """Move the levels of the bands whose outcome is known. A level below 0 asks for the widest band there is."""
+        """Move the levels of the bands whose outcome is known. Below 0, bands become wider than any score asked for."""
         step = self.rate * (self.target - missed.astype(np.float64))
-        self.level = np.clip(np.where(known, self.level + step, self.level), -0.1, 0.6)
+        self.level = np.clip(np.where(known, self.level + step, self.level), _LOWEST, _HIGHEST)

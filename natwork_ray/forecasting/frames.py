@@ -70,7 +70,7 @@ def framed(values: Floats) -> Frame:
     taken = width - missing.sum(axis=1)
     filled = np.ascontiguousarray(values, dtype=np.float32)
     age = np.zeros((n, values.shape[2]), dtype=np.int32)
-    holes = np.flatnonzero(missing.reshape(n * width, -1).any(axis=0))
+    holes = np.flatnonzero(missing.any(axis=(0, 1)))
     if holes.size:
         filled = filled.copy()
         steps = np.arange(width, dtype=np.int32)[None, :, None]

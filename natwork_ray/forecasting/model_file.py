@@ -37,7 +37,6 @@ _HINT = "it must be a file that `natwork train forecaster` wrote"
 _PARTS = ("expected", "low", "high")
 _MAX_TEXT = 8 * 2**20
 _METRICS = 12
-_MAP_SERVICES = "maps"
 
 Array = NDArray[np.generic]
 
@@ -65,9 +64,10 @@ def dumps(forecaster: Forecaster) -> bytes:
     if forecaster.lstm is not None:
         for name, tensor in forecaster.lstm.network.state_dict().items():
             tensors[f"lstm.{name}"] = tensor.numpy()
-    metadata = {_CARD: encode(forecaster.card).decode(), _MAP_SERVICES: json.dumps(maps.services)}
+    # One entry: the library writes several in no particular order, and the same forecaster has the same bytes.
+    header = {"card": encode(forecaster.card).decode(), "maps": list(maps.services)}
     contiguous = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
-    data: bytes = save(contiguous, metadata=metadata)
+    data: bytes = save(contiguous, metadata={_CARD: json.dumps(header)})
     return data
 
 
@@ -156,8 +156,8 @@ def _metadata(data: bytes) -> tuple[ForecasterCard, tuple[str, ...]]:
     if len(data) < 8 or length > len(data) - 8:
         raise InputError("forecaster's file is cut off in its header", hint=_HINT)
     try:
-        metadata = json.loads(data[8 : 8 + length])["__metadata__"]
-        card, services = metadata[_CARD], json.loads(metadata[_MAP_SERVICES])
+        header = json.loads(json.loads(data[8 : 8 + length])["__metadata__"][_CARD])
+        card, services = header["card"], header["maps"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError("forecaster's file has no card", hint=_HINT) from error
     if not isinstance(card, str) or not isinstance(services, list) or not all(isinstance(n, str) for n in services):

@@ -86,7 +86,7 @@ def fit_tree_stage(runs: Sequence[LabelledRun], settings: TrainingSettings, step
     folds = folds_by_run([run.run for run in runs], settings.folds)
     labelled = [np.asarray(run.kinds >= 0) for run in runs]
     raw = [np.zeros(len(run.kinds)) for run in runs]
-    every = _References.of(runs)
+    every = References.of(runs)
     seen: dict[tuple[int, bytes], Floats] = {}
 
     def features_of(number: int, row: Floats) -> Floats:
@@ -95,7 +95,7 @@ def fit_tree_stage(runs: Sequence[LabelledRun], settings: TrainingSettings, step
             seen[key] = features_of_run(runs[number], row, settings.window)[labelled[number]]
         return seen[key]
 
-    def rows_of(numbers: Sequence[int], references: _References) -> tuple[Floats, NDArray[np.float64], Floats]:
+    def rows_of(numbers: Sequence[int], references: References) -> tuple[Floats, NDArray[np.float64], Floats]:
         parts, targets, weights = [], [], []
         for number in numbers:
             rows = references.for_training(runs[number])
@@ -108,7 +108,7 @@ def fit_tree_stage(runs: Sequence[LabelledRun], settings: TrainingSettings, step
     for place, names in enumerate(folds, start=1):
         held = [i for i, run in enumerate(runs) if run.run in names]
         kept = [i for i, run in enumerate(runs) if run.run not in names]
-        references = _References.of([runs[i] for i in kept])
+        references = References.of([runs[i] for i in kept])
         trees = raw_sums(_fit(*rows_of(kept, references), seed=settings.seed), feature_names=FEATURES)
         for number in held:
             row = references.for_judging(runs[number], every)
@@ -166,7 +166,7 @@ def calibrate(truth: NDArray[np.bool_], raw: NDArray[np.float64]) -> tuple[float
 
 
 @dataclass(frozen=True, eq=False)
-class _References:
+class References:
     """Reference rows per service: of single runs by name, and pooled; and of the fleet."""
 
     single: dict[str, dict[str, Floats]]
@@ -174,7 +174,7 @@ class _References:
     fleet: Floats
 
     @classmethod
-    def of(cls, runs: Sequence[LabelledRun]) -> _References:
+    def of(cls, runs: Sequence[LabelledRun]) -> References:
         single: dict[str, dict[str, Floats]] = {}
         pooled: dict[str, Floats] = {}
         hours = [run for run in runs if run.commissioning > 0]
@@ -199,7 +199,7 @@ class _References:
         rows = [*own, *(row for name, row in singles.items() if name != run.run)][:MOST_PROFILES]
         return rows if len(singles) == 1 else [*rows, self.pooled[run.service]]
 
-    def for_judging(self, run: LabelledRun, every: _References) -> Floats:
+    def for_judging(self, run: LabelledRun, every: References) -> Floats:
         """What would judge this run, which is not among the runs behind these rows."""
         if run.service in self.pooled:
             return self.pooled[run.service]

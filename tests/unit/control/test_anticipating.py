@@ -93,8 +93,8 @@ def test_resources_stay_while_trouble_is_likely_and_go_sooner_when_all_is_stable
     assert calm_needed_s("back", None, 900.0) == 900.0
     assert calm_needed_s("back", calm, 900.0) == 450.0
     assert calm_needed_s("back", LoadOutlook(containers=4, stable=1), 900.0) == 900.0
-    assert calm_needed_s("back", LoadOutlook(containers=4, stable=3, degraded="no model"), 900.0) == 900.0
-    assert calm_needed_s("back", LoadOutlook(containers=4, stable=3, rising=("back",)), 900.0) == math.inf
-    assert calm_needed_s("back", LoadOutlook(containers=4, stable=3, resilience=("back",)), 900.0) == math.inf
+    assert calm_needed_s("back", LoadOutlook(degraded="no model"), 900.0) == 900.0
+    assert calm_needed_s("back", LoadOutlook(containers=4, stable=3, rising=("back",)), 900.0) == 3600.0
+    assert calm_needed_s("back", LoadOutlook(containers=4, stable=3, resilience=("back",)), 900.0) == 3600.0
     # Somebody had no room in the lists: it may be this one.
     assert calm_needed_s("back", LoadOutlook(containers=4, stable=3, unnamed=1), 900.0) == 900.0

@@ -58,6 +58,11 @@ def test_ordinary_samples_have_even_likelihoods_and_odd_ones_high_ones() -> None
     assert likelihoods(table[:3], np.array([1e9, -1e9, np.nan])).tolist() == [1.0, 0.0, 0.0]
 
 
+def test_beyond_all_scores_bands_go_on_widening() -> None:
+    table = table_of(np.linspace(0.0, 3.0, 50))
+    assert quantile_at(table, 1.5) > quantile_at(table, 1.1) > quantile_at(table, 1.0) == 3.0
+
+
 def test_ties_are_no_surprise() -> None:
     table = table_of(np.zeros(500))
     assert likelihoods(table[None], np.zeros(1))[0] == 0.0

@@ -84,7 +84,7 @@ def test_a_file_gives_back_the_same_namer(namer: Namer, unseen: tuple[np.ndarray
 
 def test_a_forest_on_other_features_is_refused(namer: Namer) -> None:
     tensors = namer.tensors()
-    tensors["forest.width"] = tensors["forest.width"] + np.int32(1)
+    tensors["forest.width"] = np.array([namer.forest.n_features + 1], dtype=np.int32)
     with pytest.raises(InputError, match="made for"):
         Namer.from_tensors(tensors)
     with pytest.raises(InputError, match="missing"):
