@@ -17,7 +17,8 @@ import numpy as np
 
 from natwork_ray.adapters.model_directory import ModelDirectory
 from natwork_ray.adapters.replay import ReplayTelemetry
-from natwork_ray.config import Config
+from natwork_ray.config import AlarmConfig, Config
+from natwork_ray.control.alarms import calibrated
 from natwork_ray.control.api import LimiAgents
 from natwork_ray.control.cycle import Judgement
 from natwork_ray.control.events import RunStarted
@@ -61,6 +62,8 @@ from natwork_ray.ports import (
     TelemetrySource,
 )
 from natwork_ray.profiling.bounds import DEFAULT_MODEL, MAX_MODEL_BYTES
+from natwork_ray.profiling.model_card import ModelCard
+from natwork_ray.profiling.model_file import loads, read_card
 from natwork_ray.profiling.profile import ProfileBook
 
 if TYPE_CHECKING:
@@ -316,7 +319,7 @@ def run_started(config: Config, facts: WorldFacts, topology: Topology) -> RunSta
         step_s=facts.step_s,
         approval_lapse_s=config.loop.approval_lapse_s,
         topology=topology,
-        alarm=config.alarm,
+        alarm=alarm_settings(config),
         sla=config.sla,
         token=f"{round(facts.origin_s * 1000):x}" if real else "",
         sdn=facts.sdn,
@@ -562,6 +565,20 @@ def model_bytes(config: Config) -> bytes:
         ) from error
 
 
+def model_card(config: Config) -> ModelCard:
+    """The card of that model; reads no weights.
+
+    Raises:
+        PreconditionError, NotFoundError, StoreError, InputError: it cannot be read.
+    """
+    return read_card(model_bytes(config))
+
+
+def alarm_settings(config: Config) -> AlarmConfig:
+    """When a flagged window becomes an alarm: what the operator set, and for the rest what suits the model."""
+    return calibrated(config.alarm, model_card(config).alarm)
+
+
 def model_source(config: Config, store: ModelDirectory, name: str) -> Callable[[], bytes]:
     """Where the bytes of a served model come from while nobody has chosen a version of it: the file that the
     configuration names, else the version last used in that store, else the shipped one.
@@ -573,9 +590,6 @@ def model_source(config: Config, store: ModelDirectory, name: str) -> Callable[[
 
 def load_detector(config: Config) -> TwoStageDetector:
     """As `model_bytes`, ready to use."""
-    # Torch costs seconds and 200 MiB, and most processes that build a world need none.
-    from natwork_ray.profiling.model_file import loads
-
     return loads(model_bytes(config))
 
 

@@ -326,10 +326,13 @@ def load_config(
 
 
 def to_toml(config: Config) -> str:
-    """The whole configuration as a TOML file that `load_config` reads back to an equal one."""
+    """What was set, as a TOML file that `load_config` reads back to an equal configuration.
+
+    Defaults nobody asked for stay out, so that the reader too can tell a choice from a default.
+    """
     lines: list[str] = []
     sections: list[str] = []
-    for name, item in config.model_dump(mode="json", exclude_none=True).items():
+    for name, item in config.model_dump(mode="json", exclude_none=True, exclude_unset=True).items():
         if isinstance(item, dict):
             # JSON's strings, numbers and booleans are TOML's as well.
             sections += ["", f"[{name}]", *(f"{key} = {json.dumps(inner)}" for key, inner in item.items())]

@@ -97,9 +97,11 @@ def forecaster(
         seed=seed,
     )
     talk.print("Collecting recordings ...")
-    recordings = _recordings(data, data_format, seed=data_seed, runs=runs, hours=hours)
+    recordings = recordings_of(data, data_format, seed=data_seed, runs=runs, hours=hours)
     with progress_bar(quiet=as_json) as bar:
         trained = train_forecaster(recordings, settings, shown_on(bar))
+    if data is None:
+        trained = trained.without_services()
     model = dumps(trained)
     with written_whole(out) as stream:
         stream.write(model)
@@ -111,7 +113,7 @@ def forecaster(
     for metric, skill in zip(card.settings.metrics, card.skill, strict=True):
         talk.print(
             f"{metric}: skill against naive {skill:.2f} at {card.settings.horizons[-1]} steps, out of fold, "
-            f"mean over {len(card.services)} services",
+            "mean over the services trained on",
             soft_wrap=True,
         )
 
@@ -205,9 +207,10 @@ def _is_ianomaly(folder: Path) -> bool:
     return any((root / "normal_data").is_dir() for root in (folder, folder / "sample_dataset"))
 
 
-def _recordings(
+def recordings_of(
     data: Path | None, data_format: DataFormat, *, seed: int, runs: int, hours: float
 ) -> tuple[LabelledRun, ...]:
+    """Recordings of a folder or file, or emulated runs without one."""
     if data is None:
         return emulated_runs(seed=seed, runs=runs, hours=hours)
     if data_format is DataFormat.SOCKSHOP:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from natwork_ray.adapters.sqlite_journal import SqliteJournal
 from natwork_ray.audit.verify import AuditReport, verify_export
-from natwork_ray.backends import WorldFacts
+from natwork_ray.backends import WorldFacts, alarm_settings, model_card
 from natwork_ray.config import AlarmConfig, Config
 from natwork_ray.control.alarms import AlarmVote
 from natwork_ray.control.cycle import Turn
@@ -118,7 +118,8 @@ async def make_record(
         usage += await world.node_usage(at_s=turn.at_s)
     report = verify_log(config.state_dir, audit_file)
     hours = max(ended_s - facts.begins_s, facts.step_s) / 3600
-    detection = score(facts, chronicle.alarms(config.alarm), hours=hours)
+    detector = model_card(config).settings.detector
+    detection = score(facts, chronicle.alarms(alarm_settings(config)), hours=hours)
     if facts.backend is Backend.REPLAYED:  # recordings carry a label for each sample
         detection = with_labels(detection, facts, chronicle.turns)
     return RunRecord(
@@ -126,7 +127,7 @@ async def make_record(
         seed=facts.seed,
         backend=facts.backend,
         mode=config.loop.mode,
-        detector="annex-a" if config.model is None else f"annex-a, trained as {config.model.name}",
+        detector=detector if config.model is None else f"{detector}, trained as {config.model.name}",
         started_s=facts.begins_s,
         ended_s=ended_s,
         windows=chronicle.windows,

@@ -16,8 +16,7 @@ FORMAT: Literal["natwork-forecaster/1"] = "natwork-forecaster/1"
 class ForecastSettings:
     """Everything that decides a training run besides the data.
 
-    The defaults were chosen once, on runs 1 and 2 of iAnomaly and repetitions 1 to 4 of Sock Shop, and made the shipped
-    model.
+    The defaults were chosen once, by hand, on runs 1, 2 and 4 of iAnomaly and on Sock Shop (docs/forecasting.md).
 
     Attributes:
         seed: of row and column sampling, and of the LSTM's initial weights.

@@ -11,12 +11,13 @@ says is shrunk towards "no change" as far as the same forecasts suggest:
   and lowered by a margin of caution that shrinks with the number of recordings. Any factor between 0 and twice the best
   one leaves the skill positive, so a low factor is the safe side;
 - a candidate whose skill with that factor is below `margin` is not taken. Where there are `MANY_RECORDINGS` or more, it
-  must stay positive whichever is left out; where there are `MANY_RUNS` or more, it must be positive in each of them.
+  must stay positive whichever is left out; where there are `MANY_RUNS` or more, none of them may lose more than half a
+  per cent.
   Then naive is taken;
 - of those left the one with the highest skill is taken.
 
-For services that nobody has seen, services take the place of runs and recordings, and the lowest quarter of their
-factors counts.
+For services that nobody has seen, services take the place of runs and recordings, the lowest quarter of their factors
+counts, and half of that is taken.
 """
 
 from __future__ import annotations
@@ -38,6 +39,9 @@ MANY_RECORDINGS = 8
 MANY_RUNS = 3
 # Share taken off a factor that rests on one recording; divided by the root of their number.
 _CAUTION = 0.3
+# Of naive's squared error in a run, what a candidate may lose there.
+_LOSS = 0.005
+_UNSEEN = 0.5
 
 
 @dataclass(frozen=True)
@@ -99,7 +103,7 @@ class _Evidence:
         if len(gain) >= MANY_RECORDINGS and gain.sum() <= gain.max():
             return 0.0
         by_run = np.bincount(self.run, weights=gain)
-        if np.count_nonzero(np.bincount(self.run)) >= MANY_RUNS and (by_run[np.unique(self.run)] <= 0).any():
+        if np.count_nonzero(np.bincount(self.run)) >= MANY_RUNS and (by_run < -_LOSS).any():
             return 0.0
         return skill
 
@@ -144,7 +148,7 @@ def choose(
         sums = [np.array([getattr(e, part).sum() for e in known]) for part in ("power", "agreement", "still")]
         power, agreement, still = (part / sums[2] for part in sums)
         fleet = _Evidence(power, agreement, still, np.zeros(len(known), dtype=np.intp))
-        factor = min(fleet.shrunk(usual), float(np.clip(np.quantile(factors, 0.25), 0.0, 1.0)))
+        factor = _UNSEEN * min(fleet.shrunk(usual), float(np.clip(np.quantile(factors, 0.25), 0.0, 1.0)))
         skill = fleet.skill(factor, margin=margin)
         if skill > best[-1].skill:
             best[-1] = Chosen(model, factor, skill)

@@ -28,21 +28,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from natwork_ray.domain.forecasts import ForecastModel, LoadForecast
-from natwork_ray.domain.labelled import LabelledRun
 from natwork_ray.domain.telemetry import METRICS, Metric, TelemetryWindow
-from natwork_ray.domain.values import Backend
 from natwork_ray.errors import InputError
 from natwork_ray.forecasting.boosted import Boosters
-from natwork_ray.forecasting.bounds import COVERAGE, MAX_SERVICES
+from natwork_ray.forecasting.bounds import COVERAGE
+from natwork_ray.forecasting.calibration import Calibration
 from natwork_ray.forecasting.card import ForecasterCard
 from natwork_ray.forecasting.choice import BOOSTED, LSTM, MODELS, SEASONAL
+from natwork_ray.forecasting.commissioning import commission
 from natwork_ray.forecasting.conformal import likelihoods, quantile_at, scores, widths
 from natwork_ray.forecasting.features import inputs
 from natwork_ray.forecasting.frames import Frame, framed, last_samples
 from natwork_ray.forecasting.lstm_model import LstmChange
 from natwork_ray.forecasting.maps import WorkloadMaps
-from natwork_ray.forecasting.references import Doubles, References, learn
-from natwork_ray.forecasting.seasonal import period, seasonal_change
+from natwork_ray.forecasting.references import Doubles, References
+from natwork_ray.forecasting.seasonal import seasonal_change
 
 # With fewer samples than this in its window, a forecast is degraded.
 ENOUGH_SAMPLES = 12
@@ -52,25 +52,6 @@ MIN_COMMISSIONING = 60
 _UNSEEN = "this service was not trained on: the fleet's choice and calibration"
 _STALE = "the newest sample is missing"
 _SHORT = "few samples so far"
-
-
-@dataclass(frozen=True, eq=False)
-class Calibration:
-    """What is decided per service; in each table the last row is for services not seen.
-
-    Attributes:
-        model: int (S + 1, K, H), index into `choice.MODELS`.
-        factor: float64 (S + 1, K, H), what the model's change is multiplied by.
-        periods: int (S + 1, K), seasonal period in steps; 0 for none.
-        tables: float64 (S + 1, K, H, L), score quantiles of all rows: they make the bands.
-        surprise: float64 (S + 1, K, L), score quantiles of normal rows at the shortest horizon: they make likelihoods.
-    """
-
-    model: NDArray[np.intp]
-    factor: Doubles
-    periods: NDArray[np.intp]
-    tables: Doubles
-    surprise: Doubles
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,7 +76,7 @@ class ForecastArrays:
     unseen: NDArray[np.bool_]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Forecaster:
     """A trained forecaster. Frozen, and safe to share between threads.
 
@@ -114,6 +95,11 @@ class Forecaster:
     calibration: Calibration
     lstm: LstmChange | None
     maps: WorkloadMaps
+
+    def __repr__(self) -> str:
+        # The generated one would print every tree.
+        settings = self.card.settings
+        return f"Forecaster({len(self.card.services)} services, {settings.metrics}, horizons {settings.horizons})"
 
     @property
     def window(self) -> int:
@@ -209,10 +195,10 @@ class Forecaster:
         return tuple(out)
 
     def commissioned(self, window: TelemetryWindow) -> Forecaster:
-        """This forecaster with references of its own for services of which this is a normal hour; nothing is retrained.
+        """This forecaster with services of its own of which this is a normal hour; nothing is retrained.
 
-        Level, spread and period are learnt; the choice of model and the calibration stay the fleet's. A service already
-        known keeps its choice and calibration and gets the new reference.
+        What is usual, the choice between naive and the boosters, and the calibration are learnt for each service of the
+        window (see `commissioning`); for a service already known they are learnt anew.
 
         Raises:
             InputError: too few samples, another step, or infinite or negative samples.
@@ -222,43 +208,41 @@ class Forecaster:
             raise InputError(
                 f"commissioning window of {window.length} samples", hint=f"give at least {MIN_COMMISSIONING}"
             )
-        runs = [
-            LabelledRun(
-                service=service,
-                run="commissioning",
-                backend=Backend.REPLAYED,
-                step_s=window.step_s,
-                values=values,
-                kinds=np.zeros(window.length, dtype=np.int8),
-                commissioning=window.length,
-            )
-            for service, values in zip(window.services, window.values, strict=True)
-        ]
-        if not runs:
+        if not window.containers:
             return self
-        targets = self.card.settings.targets
-        references = self.references.joined(learn(runs, targets, self.horizons))
-        if len(references.services) > MAX_SERVICES:
-            raise InputError(f"{len(references.services)} services", hint=f"at most {MAX_SERVICES} per forecaster")
-        old = self.references.rows(references.services)  # -1 is the fleet's row, which is the last
-        periods = self.calibration.periods[old]
-        for i, service in enumerate(references.services):
-            if old[i] < 0:
-                own = [run.values for run in runs if run.service == service]
-                periods[i] = [period([v[:, k].astype(np.float64) for v in own], self.window) for k in targets]
-        with_fleet = np.append(old, -1)
-        calibration = Calibration(
-            model=self.calibration.model[with_fleet],
-            factor=self.calibration.factor[with_fleet],
-            periods=np.concatenate([periods, self.calibration.periods[-1:]]),
-            tables=self.calibration.tables[with_fleet],
-            surprise=self.calibration.surprise[with_fleet],
+        references, calibration = commission(
+            window, self.references, self.boosters, self.calibration, self.card.settings
         )
         return replace(
             self,
             card=replace(self.card, services=references.services),
             references=references,
             calibration=calibration,
+        )
+
+    def without_services(self) -> Forecaster:
+        """This forecaster as it meets services it has never seen: references and maps of single services left out.
+
+        For training data whose service names mean nothing elsewhere, such as emulated ones.
+        """
+        nobody, last = slice(0, 0), slice(-1, None)
+        return replace(
+            self,
+            card=replace(self.card, services=()),
+            references=replace(
+                self.references,
+                services=(),
+                table=self.references.table[nobody],
+                reach=self.references.reach[nobody],
+            ),
+            calibration=Calibration(
+                model=self.calibration.model[last],
+                factor=self.calibration.factor[last],
+                periods=self.calibration.periods[last],
+                tables=self.calibration.tables[last],
+                surprise=self.calibration.surprise[last],
+            ),
+            maps=replace(self.maps, services=(), level=self.maps.level[nobody], change=self.maps.change[nobody]),
         )
 
     def _check(self, window: TelemetryWindow) -> None:

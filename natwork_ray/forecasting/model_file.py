@@ -23,11 +23,12 @@ from natwork_ray.domain.values import decode, encode
 from natwork_ray.errors import InputError, PreconditionError
 from natwork_ray.forecasting.boosted import Boosters
 from natwork_ray.forecasting.bounds import MAX_MODEL_BYTES, MAX_SERVICES, PACKAGED_FORECASTER
+from natwork_ray.forecasting.calibration import Calibration
 from natwork_ray.forecasting.card import ForecasterCard
 from natwork_ray.forecasting.choice import LSTM, MODELS
 from natwork_ray.forecasting.conformal import LEVELS
 from natwork_ray.forecasting.features import feature_names
-from natwork_ray.forecasting.forecaster import Calibration, Forecaster
+from natwork_ray.forecasting.forecaster import Forecaster
 from natwork_ray.forecasting.lstm_model import LstmChange, channels
 from natwork_ray.forecasting.maps import LAGS, SIGNED, WorkloadMaps
 from natwork_ray.forecasting.references import CHARACTER, WIDTH, References
@@ -66,7 +67,7 @@ def dumps(forecaster: Forecaster) -> bytes:
             tensors[f"lstm.{name}"] = tensor.numpy()
     # One entry: the library writes several in no particular order, and the same forecaster has the same bytes.
     header = {"card": encode(forecaster.card).decode(), "maps": list(maps.services)}
-    contiguous = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
+    contiguous = {name: np.require(tensor, requirements="C") for name, tensor in tensors.items()}
     data: bytes = save(contiguous, metadata={_CARD: json.dumps(header)})
     return data
 

@@ -20,17 +20,15 @@ from natwork_ray.domain.labelled import LabelledRun
 from natwork_ray.errors import InputError
 from natwork_ray.forecasting.boosted import Boosters, fit_boosters
 from natwork_ray.forecasting.bounds import MAX_SERVICES
+from natwork_ray.forecasting.calibration import calibrated, periods_of, seasonal_changes
 from natwork_ray.forecasting.card import ForecasterCard, ForecastSettings
-from natwork_ray.forecasting.choice import BOOSTED, LSTM, SEASONAL, Chosen, choose
-from natwork_ray.forecasting.conformal import LEVELS, score_tables, scores
-from natwork_ray.forecasting.forecaster import Calibration, Forecaster
-from natwork_ray.forecasting.frames import framed, sliding
+from natwork_ray.forecasting.choice import BOOSTED, LSTM, SEASONAL, choose
+from natwork_ray.forecasting.forecaster import Forecaster
 from natwork_ray.forecasting.lstm_model import LstmChange
 from natwork_ray.forecasting.lstm_training import changes_over, fit_lstm
 from natwork_ray.forecasting.maps import WorkloadMaps
-from natwork_ray.forecasting.references import Doubles, References, learn
+from natwork_ray.forecasting.references import learn
 from natwork_ray.forecasting.rows import Rows, check_runs, data_digest, folds_of, rows_of
-from natwork_ray.forecasting.seasonal import period, seasonal_change
 from natwork_ray.trees.boosters import lightgbm
 
 # (done, total, what): called between fits.
@@ -99,8 +97,9 @@ def train_forecaster(
                 recurrent[rows.recording == r] = changes_over(network, series[r], references, settings)
             step(f"LSTM, fold {number} of {len(held_folds)}")
 
-    periods = _periods(series, references.services, settings)
-    seasonal = _seasonal_changes(series, references, rows, periods, settings)
+    periods = np.zeros((len(references.services) + 1, len(targets)), dtype=np.intp)
+    periods[:-1] = periods_of(series, references.services, settings)
+    seasonal = seasonal_changes(series, references, rows, periods, settings)
     names = sorted(set(rows.runs))
     run_of = np.array([names.index(run) for run in rows.runs], dtype=np.intp)
     chosen = {
@@ -116,7 +115,7 @@ def train_forecaster(
         )
         for k, j in cells
     }
-    calibration = _calibration(rows, chosen, low, high, periods, settings)
+    calibration = calibrated(rows, chosen, low, high, periods)
 
     final = {}
     everything = np.ones(len(rows), dtype=bool)
@@ -151,69 +150,3 @@ def _fit(rows: Rows, used: NDArray[np.bool_], k: int, j: int, settings: Forecast
             hint=f"give at least {MIN_ROWS} in each fold: more or longer recordings, or shorter horizons",
         )
     return fit_boosters(rows.columns[k][known], change[known], settings.targets[k], settings, most=most)
-
-
-def _calibration(
-    rows: Rows,
-    chosen: dict[tuple[int, int], tuple[Chosen, ...]],
-    low: Doubles,
-    high: Doubles,
-    periods: NDArray[np.intp],
-    settings: ForecastSettings,
-) -> Calibration:
-    count, shape = len(rows.services), (len(settings.targets), len(settings.horizons))
-    model = np.zeros((count + 1, *shape), dtype=np.intp)
-    factor = np.zeros((count + 1, *shape))
-    tables = np.zeros((count + 1, *shape, len(LEVELS)))
-    surprise = np.zeros((count + 1, shape[0], len(LEVELS)))
-    for k in range(shape[0]):
-        for j in range(shape[1]):
-            found = scores(rows.relative(k, j), low[:, k, j], high[:, k, j])
-            tables[:, k, j] = score_tables(found, rows.service, count)
-            if j == 0:
-                surprise[:, k] = score_tables(np.where(rows.normal, found, np.nan), rows.service, count)
-            model[:, k, j] = [c.model for c in chosen[k, j]]
-            factor[:, k, j] = [c.factor for c in chosen[k, j]]
-    return Calibration(model, factor, periods, tables, surprise)
-
-
-def _periods(series: Sequence[LabelledRun], services: Sequence[str], settings: ForecastSettings) -> NDArray[np.intp]:
-    """(S + 1, K) seasonal periods; none for services not seen."""
-    out = np.zeros((len(services) + 1, len(settings.targets)), dtype=np.intp)
-    for s, service in enumerate(services):
-        own = [run.values.astype(np.float64) for run in series if run.service == service]
-        for k, metric in enumerate(settings.targets):
-            out[s, k] = period([v[:, metric] for v in own], settings.window)
-    return out
-
-
-def _seasonal_changes(
-    series: Sequence[LabelledRun],
-    references: References,
-    rows: Rows,
-    periods: NDArray[np.intp],
-    settings: ForecastSettings,
-) -> Doubles:
-    """(M, K, H) changes that repeat the last period, in units of reach."""
-    parts = []
-    place = references.rows([run.service for run in series])
-    for number, run in enumerate(series):
-        if not len(run.kinds):
-            continue
-        filled = framed(sliding(run.values, settings.window)).filled
-        parts.append(
-            np.stack(
-                [
-                    np.stack(
-                        [
-                            seasonal_change(filled[:, :, metric], np.full(len(filled), periods[place[number], k]), h)
-                            for h in settings.horizons
-                        ],
-                        axis=-1,
-                    )
-                    for k, metric in enumerate(settings.targets)
-                ],
-                axis=1,
-            )
-        )
-    return np.asarray(np.concatenate(parts) / rows.reach)

@@ -39,12 +39,10 @@ from natwork_ray.profiling.windows import commissioning_book, cut
 from natwork_ray.trees.boosters import train_text
 from natwork_ray.trees.engines import raw_sums
 
-TREES = 100
 # Profiles of single runs that a window is trained on; beside them the pooled one.
 MOST_PROFILES = 4
 _PARAMETERS: dict[str, Any] = {
     "objective": "binary",
-    "learning_rate": 3.0 / TREES,
     "num_leaves": 63,
     "min_data_in_leaf": 5,
     "extra_trees": True,
@@ -53,6 +51,8 @@ _PARAMETERS: dict[str, Any] = {
     "bagging_fraction": 0.6,
     "bagging_freq": 1,
 }
+# How far all steps together go: the first guess is corrected about threefold.
+_TOTAL_STEP = 3.0
 _CHUNK = 8192
 
 
@@ -109,7 +109,7 @@ def fit_tree_stage(runs: Sequence[LabelledRun], settings: TrainingSettings, step
         held = [i for i, run in enumerate(runs) if run.run in names]
         kept = [i for i, run in enumerate(runs) if run.run not in names]
         references = References.of([runs[i] for i in kept])
-        trees = raw_sums(_fit(*rows_of(kept, references), seed=settings.seed), feature_names=FEATURES)
+        trees = raw_sums(_fit(*rows_of(kept, references), settings), feature_names=FEATURES)
         for number in held:
             row = references.for_judging(runs[number], every)
             raw[number][labelled[number]] = trees(features_of(number, row))
@@ -119,14 +119,14 @@ def fit_tree_stage(runs: Sequence[LabelledRun], settings: TrainingSettings, step
     unit = np.concatenate([np.full(int(of.sum()), i, dtype=np.intp) for i, of in enumerate(labelled)])
     out_of_fold = np.concatenate([r[of] for r, of in zip(raw, labelled, strict=True)])
     calibration = calibrate(truth, out_of_fold)
-    text = _fit(*rows_of(range(len(runs)), every), seed=settings.seed)
+    text = _fit(*rows_of(range(len(runs)), every), settings)
     stage = TreeStage(text, calibration)
     scores = stage.calibrated(out_of_fold)
     step("stage 1, all runs")
     return LearntStage(
         stage=stage,
         calibration=calibration,
-        threshold=best_threshold(truth, scores, beta=settings.beta),
+        threshold=cautious(best_threshold(truth, scores, beta=settings.beta)),
         truth=truth,
         scores=scores,
         unit=unit,
@@ -135,13 +135,14 @@ def fit_tree_stage(runs: Sequence[LabelledRun], settings: TrainingSettings, step
 
 def features_of_run(run: LabelledRun, reference: Floats, window: int) -> Floats:
     """Features (T, F) of each of a run's T samples, judged by its causal window and one reference row (P,)."""
+    if not len(run.values):
+        return np.zeros((0, len(FEATURES)), dtype=np.float32)
     windows = cut(run.values, window)
     return np.concatenate(
         [
             inputs(observe(part, np.broadcast_to(reference, (len(part), len(reference)))))
             for part in (windows[i : i + _CHUNK] for i in range(0, len(windows), _CHUNK))
         ]
-        or [np.zeros((0, len(FEATURES)), dtype=np.float32)]
     )
 
 
@@ -165,6 +166,15 @@ def calibrate(truth: NDArray[np.bool_], raw: NDArray[np.float64]) -> tuple[float
     return max(float(weights[0]), 1e-3), float(weights[1])
 
 
+def cautious(threshold: float) -> float:
+    """A threshold half way, in log odds, from one that was best on a few runs to even odds.
+
+    Two or three runs choose a threshold with much luck; calibrated scores say where it should be about.
+    """
+    kept = min(max(threshold, 1e-6), 1.0 - 1e-6)
+    return float(1.0 / (1.0 + np.sqrt((1.0 - kept) / kept)))
+
+
 @dataclass(frozen=True, eq=False)
 class References:
     """Reference rows per service: of single runs by name, and pooled; and of the fleet."""
@@ -175,6 +185,7 @@ class References:
 
     @classmethod
     def of(cls, runs: Sequence[LabelledRun]) -> References:
+        """Learnt from the commissioning parts of these runs."""
         single: dict[str, dict[str, Floats]] = {}
         pooled: dict[str, Floats] = {}
         hours = [run for run in runs if run.commissioning > 0]
@@ -211,5 +222,8 @@ def _reference(hours: Sequence[LabelledRun]) -> Floats:
     return np.array(commissioning_book(hours).profiles[0].reference, dtype=np.float32)
 
 
-def _fit(rows: Floats, targets: NDArray[np.float64], weights: Floats, *, seed: int) -> str:
-    return train_text(rows, targets, _PARAMETERS, feature_names=FEATURES, trees=TREES, seed=seed, weight=weights)
+def _fit(rows: Floats, targets: NDArray[np.float64], weights: Floats, settings: TrainingSettings) -> str:
+    parameters = _PARAMETERS | {"learning_rate": _TOTAL_STEP / settings.trees}
+    return train_text(
+        rows, targets, parameters, feature_names=FEATURES, trees=settings.trees, seed=settings.seed, weight=weights
+    )

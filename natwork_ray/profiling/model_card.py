@@ -12,6 +12,7 @@ from natwork_ray.errors import InputError
 from natwork_ray.profiling.alarming import AlarmRule
 from natwork_ray.profiling.bounds import MAX_WINDOW, MIN_WINDOW
 from natwork_ray.profiling.profile import ServiceProfile
+from natwork_ray.trees.tree_text import MAX_TREES
 
 FORMAT: Literal["natwork-profiler/2"] = "natwork-profiler/2"
 
@@ -26,6 +27,7 @@ class TrainingSettings:
         detector: `best`, or `annex-a` for the networks of the annex alone.
         seed: of initial weights, batch order, dropout and noise.
         window: T, samples per window of stage 1.
+        trees: of stage 1 of `best`.
         epochs, batch, learning_rate: of both networks (`annex-a` only, as are the next two).
         noise: standard deviation of the noise added to network inputs, in units of `detector.network_input`.
         balance: power of the class weights, 0 (none) to 1 (all classes count the same).
@@ -39,6 +41,7 @@ class TrainingSettings:
     detector: Literal["best", "annex-a"] = "best"
     seed: int = 7
     window: int = 8
+    trees: int = 100
     epochs: int = 12
     batch: int = 256
     learning_rate: float = 0.003
@@ -53,6 +56,7 @@ class TrainingSettings:
         ranges = {
             "seed": (0, 2**32 - 1),
             "window": (MIN_WINDOW, MAX_WINDOW),
+            "trees": (1, MAX_TREES),
             "epochs": (1, 10_000),
             "batch": (2, 65_536),
             "learning_rate": (1e-7, 1.0),

@@ -66,7 +66,7 @@ def loads(data: bytes) -> TwoStageDetector:
     """
     if len(data) > MAX_MODEL_BYTES:
         raise InputError(f"model of {len(data)} bytes exceeds {MAX_MODEL_BYTES}", hint=_HINT)
-    card = _card(data)
+    card = read_card(data)
     try:
         arrays = load(data)
     except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
@@ -145,7 +145,12 @@ def _text(array: NDArray[np.generic], name: str) -> str:
         raise InputError(f"model's {name} are not text: {error}", hint=_HINT) from error
 
 
-def _card(data: bytes) -> ModelCard:
+def read_card(data: bytes) -> ModelCard:
+    """What a model file says of itself, without making a detector of it.
+
+    Raises:
+        InputError: no card, or a damaged one.
+    """
     # The library returns arrays only, so the header is read here: 8 bytes of length, then JSON.
     length = int.from_bytes(data[:8], "little")
     if len(data) < 8 or length > len(data) - 8:

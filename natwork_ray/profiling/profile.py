@@ -206,7 +206,7 @@ def log_units(values: Floats) -> Floats:
     check_samples(values)
     bounded = np.minimum(np.asarray(values, dtype=np.float32), _MOST)
     # One rounding error more than log1p near 0 (6e-8), and several times faster.
-    return np.log(bounded * _PER_UNIT + np.float32(1.0))
+    return np.asarray(np.log(bounded * _PER_UNIT + np.float32(1.0)))
 
 
 def unprofiled_fleet() -> ServiceProfile:

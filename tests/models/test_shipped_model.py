@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from natwork_ray.adapters.ianomaly import labelled_runs as recorded_runs
@@ -12,6 +13,7 @@ from natwork_ray.adapters.model_directory import ModelDirectory
 from natwork_ray.cli.train import SHIPPED_DATA_SEED, SHIPPED_HOURS, SHIPPED_RUNS, training_data
 from natwork_ray.emulation.training_set import labelled_runs
 from natwork_ray.profiling.bounds import DEFAULT_MODEL
+from natwork_ray.profiling.evaluation import binary_metrics
 from natwork_ray.profiling.model_file import loads
 from natwork_ray.profiling.reproduction import table_2
 from natwork_ray.profiling.reproduction.contestants import run_cell
@@ -29,12 +31,32 @@ def test_the_packaged_model_can_be_rebuilt_from_its_seed() -> None:
     assert rebuilt.card.windows == packaged.card.windows
     agree = total = 0
     for run in labelled_runs(seed=4343, runs=1, hours=2.0):
-        values = cut(run.values, packaged.window)
+        values = cut(run.values, packaged.history)
         references = commissioning_book([run]).references((run.service,) * len(values))
         a, b = packaged.score(values, references), rebuilt.score(values, references)
         agree += int(((a.flagged == b.flagged) & (a.kinds == b.kinds)).sum())
         total += len(values)
     assert agree >= 0.98 * total
+
+
+@pytest.mark.data
+@pytest.mark.slow
+def test_the_packaged_model_on_recorded_services(data_dir: Path) -> None:
+    """Trained on the emulation only; each service brings one commissioning hour, which is not scored."""
+    packaged = loads(ModelDirectory().load(DEFAULT_MODEL))
+    runs = recorded_runs(read_recordings(data_dir / "ianomaly"))
+    scores, truth = [], []
+    for service in sorted({run.service for run in runs}):
+        own = [run for run in runs if run.service == service]
+        hour = next(run for run in own if run.commissioning)
+        book = commissioning_book([hour])
+        for run in (run for run in own if run is not hour):
+            windows = cut(run.values, packaged.history)
+            scores.append(packaged.score(windows, book.references((service,) * len(windows))).p_anomalous)
+            truth.append(run.anomalous)
+    reached = binary_metrics(np.concatenate(truth), np.concatenate(scores), packaged.card.threshold)
+    assert reached.auc >= 0.93
+    assert reached.f1 >= 0.75
 
 
 @pytest.mark.data

@@ -108,7 +108,7 @@ _CELLS = st.one_of(
 )
 
 
-@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.tuples(_CELLS, _CELLS), min_size=1, max_size=5), st.booleans())
 def test_both_ways_say_the_same(tmp_path: Path, rows: list[tuple[str, str]], missing: bool) -> None:
     text = "a,b\n" + "".join(f"{a},{b}\n" for a, b in rows)

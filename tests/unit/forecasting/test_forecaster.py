@@ -7,10 +7,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
-from hypothesis.extra import numpy as arrays
 
+from natwork_ray.domain.forecasts import LoadForecast
 from natwork_ray.domain.labelled import LabelledRun
 from natwork_ray.domain.telemetry import METRICS, N_METRICS, Metric, TelemetryWindow
 from natwork_ray.errors import InputError
@@ -22,7 +22,6 @@ from natwork_ray.forecasting.training import train_forecaster
 CPU, RSS = METRICS.index(Metric.CPU), METRICS.index(Metric.MEMORY_RSS)
 MakeWindow = Callable[..., TelemetryWindow]
 MakeRecording = Callable[..., LabelledRun]
-PERHAPS = st.one_of(st.just(np.nan), st.floats(0, 2.0**40, width=32))
 
 
 def test_what_can_be_learnt_is_learnt(
@@ -44,11 +43,32 @@ def test_what_can_be_learnt_is_learnt(
     assert 0.83 <= inside <= 0.97
 
 
-@given(values=arrays.arrays(np.float32, (3, 20, N_METRICS), elements=PERHAPS))
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-def test_whatever_was_measured_the_band_is_ordered(small: Forecaster, values: np.ndarray) -> None:
+@pytest.fixture(scope="module")
+def forecast(small: Forecaster) -> Callable[[TelemetryWindow], tuple[LoadForecast, ...]]:
+    """A plain function: Hypothesis would print every tree of a forecaster."""
+
+    def of(window: TelemetryWindow) -> tuple[LoadForecast, ...]:
+        return small.forecast(window)
+
+    return of
+
+
+@given(seed=st.integers(0, 10_000), size=st.floats(-6.0, 12.0), missing=st.floats(0.0, 1.0), still=st.booleans())
+@settings(max_examples=25, deadline=None)
+def test_whatever_was_measured_the_band_is_ordered(
+    forecast: Callable[[TelemetryWindow], tuple[LoadForecast, ...]],
+    seed: int,
+    size: float,
+    missing: float,
+    still: bool,
+) -> None:
+    rng = np.random.default_rng(seed)
+    values = (10**size * rng.lognormal(sigma=3.0, size=(3, 20, N_METRICS))).astype(np.float32)
+    if still:
+        values[:] = values[:, :1]
+    values[rng.random(values.shape) < missing] = np.nan
     window = TelemetryWindow(("a", "b", "c"), ("amf", "smf", "new"), 600.0, 10.0, values)
-    found = small.forecast(window)  # an unordered band cannot be built
+    found = forecast(window)  # an unordered band cannot be built
     measured = {(i, k) for i, k in zip(*np.nonzero(~np.isnan(values).all(axis=1)), strict=True) if k in (CPU, RSS)}
     assert len(found) == len(measured)
 
@@ -139,6 +159,18 @@ def test_an_unknown_service_is_said_until_it_is_commissioned(
     again = known.commissioned(hour)
     assert again.card.services == ("amf", "smf", "upf")
     np.testing.assert_array_equal(again.forecast_arrays(window).expected, known.forecast_arrays(window).expected)
+
+
+def test_without_services_every_service_is_new_until_it_is_commissioned(
+    small: Forecaster, training_runs: tuple[LabelledRun, ...], make_window: MakeWindow
+) -> None:
+    from natwork_ray.forecasting.model_file import dumps, loads
+
+    nobody = loads(dumps(small.without_services()))
+    window = make_window(training_runs[:2], end=140)
+    assert all("not trained on" in f.degraded for f in nobody.forecast(window))
+    known = nobody.commissioned(make_window(training_runs[:2], end=120, length=120))
+    assert not any(f.degraded for f in known.forecast(window))
 
 
 def test_a_commissioning_window_has_to_be_long_enough(

@@ -71,7 +71,7 @@ def settings() -> TrainingSettings:
 @pytest.fixture(scope="session")
 def best(runs: tuple[LabelledRun, ...]) -> TwoStageDetector:
     """The default detector, trained on `runs`."""
-    return train(runs, TrainingSettings(folds=2, window=6))
+    return train(runs, TrainingSettings(folds=2, window=6, trees=20))
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ from natwork_ray.domain.anomaly import STAGE_2_CLASSES, AnomalyKind
 from natwork_ray.domain.labelled import LabelledRun
 from natwork_ray.domain.telemetry import METRICS, Metric
 from natwork_ray.domain.values import Backend
-from natwork_ray.profiling.boosting import MOST_PROFILES, References, calibrate, features_of_run
+from natwork_ray.profiling.boosting import MOST_PROFILES, References, calibrate, cautious, features_of_run
 from natwork_ray.profiling.detector import TwoStageDetector
 from natwork_ray.profiling.model_card import TrainingSettings
 from natwork_ray.profiling.profile import REFERENCE_WIDTH, Floats, unprofiled_fleet
@@ -51,7 +51,7 @@ def test_unseen_runs_are_judged_as_they_would_be(runs: Runs) -> None:
     stranger = References.of([run for run in runs if run.service == "b"])
     np.testing.assert_array_equal(stranger.for_judging(own, every), _row(own))
     bare = References.of([])
-    np.testing.assert_array_equal(bare.for_judging(own, bare), np.float32(unprofiled_fleet().reference))
+    np.testing.assert_array_equal(bare.for_judging(own, bare), np.array(unprofiled_fleet().reference, dtype=np.float32))
 
 
 def test_features_of_a_run_are_those_of_its_windows(runs: Runs) -> None:
@@ -69,7 +69,7 @@ def test_calibration_finds_the_odds_that_made_the_labels(slope: float, intercept
     rng = np.random.default_rng(seed)
     raw = 2.0 * rng.standard_normal(20_000)
     truth = rng.random(len(raw)) < 1 / (1 + np.exp(-(slope * raw + intercept)))
-    assert calibrate(truth, raw) == (pytest.approx(slope, abs=0.15), pytest.approx(intercept, abs=0.15))
+    assert calibrate(truth, raw) == pytest.approx((slope, intercept), abs=0.15)
 
 
 def test_calibration_stays_finite_and_never_turns_scores_around() -> None:
@@ -80,15 +80,23 @@ def test_calibration_stays_finite_and_never_turns_scores_around() -> None:
     assert calibrate(raw < 0, raw)[0] > 0
 
 
+@given(st.floats(0.0, 1.0))
+def test_thresholds_are_drawn_towards_even_odds(threshold: float) -> None:
+    drawn = cautious(threshold)
+    assert min(threshold, 0.5) - 1e-9 <= drawn <= max(threshold, 0.5) + 1e-9
+    assert cautious(1 - threshold) == pytest.approx(1 - drawn, abs=1e-6)
+    assert cautious(0.8) == pytest.approx(2 / 3)
+
+
 def test_the_same_runs_and_seed_give_the_same_trees(runs: Runs) -> None:
-    few = TrainingSettings(folds=2, window=4)
+    few = TrainingSettings(folds=2, window=4, trees=10)
     texts = [train(runs[:4], replace(few, seed=seed), naming=False).stage_1.text for seed in (1, 1, 2)]  # type: ignore[attr-defined]
     assert texts[0] == texts[1] != texts[2]
 
 
 def test_profiles_of_recorded_services_travel_with_the_detector(runs: Runs, best: TwoStageDetector) -> None:
     recorded = tuple(replace(run, backend=Backend.REPLAYED) for run in runs[:4])
-    detector = train(recorded, TrainingSettings(folds=2, window=4), naming=False)
+    detector = train(recorded, TrainingSettings(folds=2, window=4, trees=10), naming=False)
     assert [p.service for p in detector.book.profiles] == ["a", "b"]
     # Emulated services are nobody's.
     assert best.book.profiles == ()
@@ -105,7 +113,7 @@ def test_contributions_name_the_metric_that_broke(runs: Runs, best: TwoStageDete
 
 
 def test_without_naming_everything_flagged_is_unknown(runs: Runs) -> None:
-    detector = train(runs[:4], TrainingSettings(folds=2, window=4), naming=False)
+    detector = train(runs[:4], TrainingSettings(folds=2, window=4, trees=10), naming=False)
     values = cut(runs[0].values, detector.history)
     scores = detector.score(values, commissioning_book(runs[:2]).references(("a",) * len(values)))
     assert scores.flagged.any()

@@ -26,7 +26,7 @@ CPU, P50, THROUGHPUT = (METRICS.index(m) for m in (Metric.CPU, Metric.LATENCY_P5
 def taught(runs: tuple[LabelledRun, ...]) -> Detector:
     """Trained on recordings of the services a and b, so that it keeps their profiles."""
     replayed = [replace(run, backend=Backend.REPLAYED) for run in runs]
-    return train(replayed, TrainingSettings(epochs=8, batch=64, folds=2, window=6, detector="annex-a"))
+    return train(replayed, TrainingSettings(epochs=5, batch=64, folds=2, window=6, detector="annex-a"))
 
 
 def _recorded(run: LabelledRun, *, labels: bool = True, name: str = "f") -> Recorded:

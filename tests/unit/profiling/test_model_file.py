@@ -103,7 +103,7 @@ def test_arrays_that_no_training_gives(best: TwoStageDetector, best_data: bytes)
 
 
 def test_stage_1_alone_is_not_kept(runs: tuple[LabelledRun, ...]) -> None:
-    alone = train(runs, TrainingSettings(folds=2, window=4), naming=False)
+    alone = train(runs, TrainingSettings(folds=2, window=4, trees=10), naming=False)
     with pytest.raises(InputError, match="without a stage 2"):
         dumps(alone)
 

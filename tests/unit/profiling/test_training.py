@@ -21,7 +21,7 @@ from natwork_ray.profiling.windows import commissioning_book, cut
 
 Runs = tuple[LabelledRun, ...]
 _QUICK = TrainingSettings(detector="annex-a", epochs=1, batch=64, folds=2, window=4)
-_BEST = TrainingSettings(folds=2, window=4)
+_BEST = TrainingSettings(folds=2, window=4, trees=10)
 
 
 @pytest.mark.parametrize("which", ["best", "detector"])
