@@ -5,9 +5,9 @@ between naive and the boosters (`choice`), and the scores that calibrate its ban
 hour is too short for scores of its own).
 
 The choice wants several recordings and there is one: the hour is cut into eighths that stand for recordings, and
-quarters that stand for runs, so that the boosters are chosen only if no quarter of the hour speaks against them. Even so
-a normal hour says nothing of how a service behaves when it is not normal: factors are capped at `MOST`, and the floor
-holds on average, not in every container (docs/forecasting.md). An hour is too short to trust a season.
+quarters that stand for runs, so that the boosters are chosen only if no quarter of the hour speaks against them. Even
+so a normal hour says nothing of how a service behaves when it is not normal: factors are capped at `MOST`, and the
+floor holds on average, not in every container (docs/forecasting.md). An hour is too short to trust a season.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ from natwork_ray.profiling.detector import TwoStageDetector
 from natwork_ray.profiling.evaluation import binary_metrics, folds_by_run
 from natwork_ray.profiling.model_card import ModelCard, OutOfFoldMetrics, TrainingSettings
 from natwork_ray.profiling.model_file import dumps
-from natwork_ray.profiling.naming import fit_namer
+from natwork_ray.profiling.naming import EMULATED_DRIFT, fit_namer
 from natwork_ray.profiling.profile import Floats, ProfileBook, ServiceProfile, unprofiled_fleet
 from natwork_ray.profiling.progress import Counted, Progress, no_progress
 from natwork_ray.profiling.stages import StageTwo, Unnamed
@@ -67,7 +67,8 @@ def train(
         boosted = fit_tree_stage(runs, settings, counted.step)
         stage_2: StageTwo = Unnamed()
         if naming:
-            stage_2 = fit_namer(runs, by_profile(book), seed=settings.seed)
+            drift = EMULATED_DRIFT if runs[0].backend is Backend.EMULATED else 0.0
+            stage_2 = fit_namer(runs, by_profile(book), seed=settings.seed, drift=drift)
             counted.step("stage 2")
         card = _card(
             runs, settings, book, boosted.truth, boosted.scores, boosted.threshold,
