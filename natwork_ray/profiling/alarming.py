@@ -9,9 +9,9 @@ And an alarm stays open until nothing has been flagged for a while, so that a fl
 
 The numbers are chosen by `fit_rule` on scores of recordings that the detector was not trained on, and travel in the
 model's card. The rule is the quickest among those that find as many labelled blocks as any does that rings falsely at
-most `FALSE_ALARMS_PER_HOUR` times. The choice flatters itself, being made on the scores that it is judged by; on the
-other hand those come from detectors that saw fewer runs than the final one, and ring more often. On recorded services
-the second outweighed the first.
+most `budget_per_hour` times. The choice flatters itself, being made on the scores that it is judged by; on the other
+hand those come from detectors that saw fewer runs than the final one, and ring more often. On recorded services the
+second outweighed the first: training allows them `FALSE_ALARMS_PER_HOUR` by the share of the runs that they saw.
 
 Rules kept:
 
@@ -36,7 +36,7 @@ from natwork_ray.domain.values import value
 from natwork_ray.errors import InputError
 from natwork_ray.profiling.evaluation import Bools, event_metrics
 
-# On the scores that the rule is chosen on: what an operator is promised.
+# What an operator is promised, of all recordings together.
 FALSE_ALARMS_PER_HOUR = 1.0
 MAX_VOTES = 60
 _HIGHS = tuple(round(0.3 + 0.05 * i, 2) for i in range(15))

@@ -19,6 +19,7 @@ Rules kept:
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -67,6 +68,11 @@ class Observed:
         if self.missing is None:
             return np.asarray(self.deviating[-1])
         return np.where(self.missing[-1], np.float32(np.nan), self.deviating[-1])
+
+    @cached_property
+    def inputs(self) -> Floats:
+        """`inputs` of these windows, made once: probabilities and contributions are both about them."""
+        return inputs(self)
 
     def of(self, rows: np.ndarray[tuple[int, ...], np.dtype[np.bool_]]) -> Observed:
         """The windows that `rows`, bool (N,), names."""

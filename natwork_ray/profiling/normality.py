@@ -43,6 +43,8 @@ JOINT_LIMIT = N_METRICS * SATURATION**2 / 2 + 1.0
 _PLACES = np.zeros((N_METRICS, N_METRICS), dtype=np.intp)
 _PLACES[_TRIANGLE] = _PLACES.T[_TRIANGLE] = np.arange(len(_TRIANGLE[0]))
 _FULL = _PLACES.reshape(-1)
+# Of a row, seen as pairs of figures: enough to tell services apart.
+_SUMMED = slice(0, N_METRICS)
 _MAX_SAMPLES = 2048
 _ROUNDS = 15
 _SEED = 0
@@ -78,18 +80,50 @@ def distances(states: Floats, rows: Floats) -> Floats:
 
     First log1p of the squared Mahalanobis distance, then the distance to the nearest prototype.
     """
-    apart = states - rows[:, None, _MEAN]
-    precision = rows[:, _PRECISION][:, _FULL].reshape(-1, N_METRICS, N_METRICS)
-    squared = (np.matmul(apart, precision) * apart).sum(axis=2)
-    prototypes = rows[:, _PROTOTYPES].reshape(-1, PROTOTYPES, N_METRICS)
-    # |x - c|^2 = |x|^2 + 2 (|c|^2 / 2 - x.c): one product per window instead of a difference per prototype.
-    products = np.matmul(states, prototypes.transpose(0, 2, 1))
-    nearest = 2.0 * (rows[:, None, _LENGTHS] - products).min(axis=2) + np.einsum("nsk,nsk->ns", states, states)
-    out = np.empty((*squared.shape, 2), dtype=np.float32)
+    count, several, _ = states.shape
+    order, ends = _same(rows)
+    sorted_states = states[order].reshape(-1, N_METRICS)
+    squares = np.empty((2, len(sorted_states)), dtype=np.float32)
+    begin = 0
+    for end in ends:
+        row, span = rows[order[begin]], slice(begin * several, end * several)
+        squares[0, span], squares[1, span] = _squares(sorted_states[span], row)
+        begin = end
     # Rounding can leave a tiny negative square.
-    out[..., 0] = np.log1p(np.maximum(squared, 0.0))
-    out[..., 1] = np.sqrt(np.maximum(nearest, 0.0))
+    np.maximum(squares, 0.0, out=squares)
+    np.log1p(squares[0], out=squares[0])
+    np.sqrt(squares[1], out=squares[1])
+    out = np.empty((count, several, 2), dtype=np.float32)
+    out[order] = squares.reshape(2, count, several).transpose(1, 2, 0)
     return out
+
+
+def _squares(states: Floats, row: Floats) -> tuple[Floats, Floats]:
+    """Squared distances (M,), Mahalanobis and to the nearest prototype, of states (M, 12) by one row."""
+    apart = states - row[_MEAN]
+    mahalanobis = np.einsum("mk,mk->m", apart @ row[_PRECISION][_FULL].reshape(N_METRICS, N_METRICS), apart)
+    # |x - c|^2 = |x|^2 + 2 (|c|^2 / 2 - x.c): one product instead of a difference per prototype.
+    apiece = (-2.0 * row[_PROTOTYPES]).reshape(PROTOTYPES, N_METRICS) @ states.T
+    apiece += 2.0 * row[_LENGTHS, None]
+    return mahalanobis, np.minimum.reduce(apiece) + np.einsum("mk,mk->m", states, states)
+
+
+def _same(rows: Floats) -> tuple[NDArray[np.intp], list[int]]:
+    """Windows in an order that puts equal rows (N, J) next to each other, and where each run of them ends.
+
+    Many windows have few services, and one product for all of a service's windows costs far less than one for each.
+    """
+    count = len(rows)
+    if count < 2:
+        return np.arange(count), [count] * count
+    bits = np.ascontiguousarray(rows) if rows.strides[1] != rows.itemsize else rows
+    bits = bits.view(np.uint64)
+    # Equal rows have equal sums. Of rows that have equal sums, all are compared with the first.
+    _, first, whose = np.unique(bits[:, _SUMMED].sum(axis=1), return_index=True, return_inverse=True)
+    if (bits != bits[first][whose]).any():
+        _, whose = np.unique(bits, axis=0, return_inverse=True)
+    order = np.argsort(whose, kind="stable")
+    return order, np.cumsum(np.bincount(whose)).tolist()
 
 
 def _prototypes(states: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from natwork_ray.domain.labelled import LabelledRun
 from natwork_ray.domain.values import Backend
 from natwork_ray.errors import InputError
-from natwork_ray.profiling.alarming import fit_rule
+from natwork_ray.profiling.alarming import FALSE_ALARMS_PER_HOUR, fit_rule
 from natwork_ray.profiling.boosting import fit_tree_stage
 from natwork_ray.profiling.detector import TwoStageDetector
 from natwork_ray.profiling.evaluation import binary_metrics, folds_by_run
@@ -137,9 +137,18 @@ def _card(
     reached = binary_metrics(truth, scores, threshold)
     # Scores out of fold are those of all labelled windows, run by run.
     unit = np.repeat(np.arange(len(runs)), [np.count_nonzero(run.kinds >= 0) for run in runs])
+    folds = len(folds_by_run([run.run for run in runs], settings.folds))
     return ModelCard(
         threshold=threshold,
-        alarm=fit_rule(truth, scores >= threshold, scores, unit, step_s=runs[0].step_s),
+        alarm=fit_rule(
+            truth,
+            scores >= threshold,
+            scores,
+            unit,
+            step_s=runs[0].step_s,
+            # Detectors out of fold saw only so much of the data, and ring the more often: let them.
+            budget_per_hour=FALSE_ALARMS_PER_HOUR * folds / (folds - 1),
+        ),
         calibration=calibration,
         settings=settings,
         fleet=book.fleet or unprofiled_fleet(),

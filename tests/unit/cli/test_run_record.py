@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from natwork_ray.backends import alarm_settings
 from natwork_ray.cli.run_record import GRACE_S, Chronicle, score, verify_log
 from natwork_ray.config import AlarmConfig
 from natwork_ray.control.cycle import Judgement, Turn
@@ -42,7 +43,7 @@ def test_everything_is_counted(chronicle: Chronicle, small_run: Any) -> None:
 
 def test_the_first_alarm_of_each_container_is_the_loops_first_decision(chronicle: Chronicle, small_run: Any) -> None:
     alarms: dict[str, float] = {}
-    for alarm in chronicle.alarms(small_run.config.alarm):
+    for alarm in chronicle.alarms(alarm_settings(small_run.config)):
         alarms.setdefault(alarm.container, alarm.at_s)
     decisions: dict[str, float] = {}
     for decision in small_run.ending.decisions:

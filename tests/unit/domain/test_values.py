@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import FrozenInstanceError, fields, is_dataclass
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -18,6 +19,8 @@ from natwork_ray.domain import actions, anomaly, auditing, decisions, labelled, 
 from natwork_ray.domain.actions import Instruction, Migrate, MigrationMethod, Restart, Scale, SetLimits
 from natwork_ray.domain.anomaly import AnomalyKind, AnomalyVerdict
 from natwork_ray.domain.auditing import AuditKind, AuditRecord
+from natwork_ray.domain.forecasts import ForecastModel, LoadForecast, PlacementAction, PlacementAdvice, Stance, Trend
+from natwork_ray.domain.profiles import Relearning
 from natwork_ray.domain.values import Backend, decode, encode, plain
 from natwork_ray.errors import InputError
 
@@ -46,6 +49,56 @@ st.register_type_strategy(float, FLOATS)
 st.register_type_strategy(str, TEXTS)
 st.register_type_strategy(AlarmConfig, st.just(AlarmConfig(votes_of=5)))
 st.register_type_strategy(SlaConfig, st.just(SlaConfig(window_s=86_400)))
+
+# Values that check themselves when they are made: drawn from what they allow.
+SHARES = st.floats(0.0, 1.0)
+# One horizon: how many steps after the one before, and its lower, expected and upper value.
+BANDS = st.tuples(st.integers(1, 60), st.tuples(*[st.floats(0.0, 1e12)] * 3).map(sorted))
+
+
+@st.composite
+def forecasts(draw: st.DrawFn) -> LoadForecast:
+    bands = draw(st.lists(BANDS, min_size=1, max_size=4))
+    lower, expected, upper = zip(*(band for _, band in bands), strict=True)
+    return LoadForecast(
+        container=draw(TEXTS),
+        service=draw(TEXTS),
+        metric=draw(TEXTS),
+        at_s=draw(FLOATS),
+        step_s=draw(FLOATS),
+        horizons=tuple(itertools.accumulate(steps for steps, _ in bands)),
+        expected=expected,
+        lower=lower,
+        upper=upper,
+        model=draw(st.sampled_from(get_args(ForecastModel))),
+        likelihood=draw(SHARES),
+        degraded=draw(TEXTS),
+    )
+
+
+@st.composite
+def relearnings(draw: st.DrawFn) -> Relearning:
+    from_s, to_s = sorted(draw(st.lists(st.floats(0.0, 1e12), min_size=2, max_size=2, unique=True)))
+    return Relearning(
+        service=draw(TEXTS), from_s=from_s, to_s=to_s, by=draw(TEXTS), note=draw(TEXTS), forced=draw(st.booleans())
+    )
+
+
+st.register_type_strategy(LoadForecast, forecasts())
+st.register_type_strategy(Relearning, relearnings())
+st.register_type_strategy(
+    PlacementAdvice,
+    st.builds(
+        PlacementAdvice,
+        container=TEXTS,
+        at_s=FLOATS,
+        action=st.sampled_from(get_args(PlacementAction)),
+        stance=st.sampled_from(get_args(Stance)),
+        likelihood=SHARES,
+        trend=st.sampled_from(get_args(Trend)),
+        reason=TEXTS,
+    ),
+)
 
 
 def values(kind: type) -> st.SearchStrategy[Any]:

@@ -30,7 +30,7 @@ def test_bands_widen_when_the_load_gets_wilder(
     wild = np.random.default_rng(0).normal(scale=0.4, size=300)
     run.values[:, CPU] = np.abs(0.4 + wild).astype(np.float32)
     adaptive = AdaptiveForecaster(small, rate=0.05)
-    missed = {"adapted": [], "split": []}
+    missed: dict[str, list[bool]] = {"adapted": [], "split": []}
     for end in range(20, 260):
         window = make_window((run,), end=end, length=18)
         for name, arrays in (("adapted", adaptive.forecast_arrays(window)), ("split", small.forecast_arrays(window))):

@@ -68,6 +68,22 @@ def test_normal_operation_is_not_novel(namer: Namer, unseen: tuple[np.ndarray, n
     assert namer.novel(deviating[kinds == 0]).mean() < 0.1
 
 
+def test_another_day_of_a_known_service_is_not_novel_once_drift_was_expected(
+    runs: tuple[LabelledRun, ...], namer: Namer, unseen: tuple[np.ndarray, np.ndarray]
+) -> None:
+    known = tuple(run for run in runs if run.run != "r2")
+    wide = fit_namer(known, by_own_commissioning(known), seed=3, drift=1.0)
+    deviating, kinds = unseen
+    rng = np.random.default_rng(5)
+    other_days = deviating + rng.normal(0.0, 1.0, (len(deviating), 1, N_METRICS)).astype(np.float32)
+    normal, known_anomaly = other_days[kinds == 0], other_days[kinds > 0]
+    assert namer.novel(normal).mean() > 0.1
+    assert wide.novel(normal).mean() < 0.05
+    assert (wide.name(known_anomaly)[0] == UNKNOWN).mean() < (namer.name(known_anomaly)[0] == UNKNOWN).mean()
+    for name, array in namer.forest.tensors().items():
+        np.testing.assert_array_equal(wide.forest.tensors()[name], array)
+
+
 def test_the_same_seed_gives_the_same_namer(runs: tuple[LabelledRun, ...], namer: Namer) -> None:
     known = tuple(run for run in runs if run.run != "r2")
     again = fit_namer(known, by_own_commissioning(known), seed=3).tensors()
