@@ -40,7 +40,7 @@ class LoopConfig(Section):
 
     mode: Mode = Field(default=Mode.OBSERVE, description="observe (recommend), approve (queue for a person) or act.")
     step_s: float = Field(default=10.0, gt=0, le=3600, description="Seconds between telemetry samples and loop turns.")
-    window: int = Field(default=10, ge=4, le=360, description="Samples per window that the detector sees.")
+    window: int = Field(default=24, ge=4, le=360, description="Samples per window that the detector sees.")
     commissioning_s: float = Field(
         default=3600.0, ge=60, description="Normal operation from which profiles are learnt."
     )

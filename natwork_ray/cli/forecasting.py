@@ -121,7 +121,7 @@ def forecaster(
 @reproduce_app.command(
     "forecast",
     epilog="Examples:\n\nnatwork reproduce forecast --data FOLDER --json   (iAnomaly and Sock Shop, what is there)\n\n"
-    "natwork reproduce forecast --quick   (a minute instead of five)",
+    "natwork reproduce forecast --quick   (half the time, lower figures)",
 )
 def reproduce_forecast_command(
     data: Annotated[

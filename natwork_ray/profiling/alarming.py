@@ -38,6 +38,8 @@ from natwork_ray.profiling.evaluation import Bools, event_metrics
 
 # What an operator is promised, of all recordings together.
 FALSE_ALARMS_PER_HOUR = 1.0
+# Of each container of a fleet.
+FLEET_FALSE_ALARMS_PER_HOUR = 0.25
 MAX_VOTES = 60
 _HIGHS = tuple(round(0.3 + 0.05 * i, 2) for i in range(15))
 _VOTES = ((2, 2), (2, 3), (3, 3))

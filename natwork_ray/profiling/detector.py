@@ -82,8 +82,8 @@ class TwoStageDetector:
             InputError: wrong shape or type, infinite or negative samples, or references out of range.
         """
         check_windows(values, self.window)
-        check_references(references, len(values))
-        observed = observe(values[:, -self.window :], references)
+        alike = check_references(references, len(values))
+        observed = observe(values[:, -self.window :], references, alike)
         newest = observed.newest
         scored = np.ones(len(values), dtype=bool)
         if observed.missing is not None:

@@ -24,7 +24,7 @@ from functools import cached_property
 import numpy as np
 
 from natwork_ray.domain.telemetry import METRICS, N_METRICS
-from natwork_ray.profiling.normality import SATURATION, distances
+from natwork_ray.profiling.normality import SATURATION, Alike, distances
 from natwork_ray.profiling.profile import CLIP, Floats, centre_of, joint_of, log_units, profiled, scale_of
 
 # Samples of the shorter span.
@@ -55,12 +55,14 @@ class Observed:
         deviating: float32 (T, N, 12), deviations from the profile, 0 where missing.
         missing: bool (T, N, 12), true where a metric was not measured; None where nothing is missing.
         references: (N, P).
+        alike: which of these are the same; None where nobody looked.
     """
 
     logs: Floats
     deviating: Floats
     missing: np.ndarray[tuple[int, ...], np.dtype[np.bool_]] | None
     references: Floats
+    alike: Alike | None = None
 
     @property
     def newest(self) -> Floats:
@@ -77,15 +79,18 @@ class Observed:
     def of(self, rows: np.ndarray[tuple[int, ...], np.dtype[np.bool_]]) -> Observed:
         """The windows that `rows`, bool (N,), names."""
         missing = None if self.missing is None else self.missing[:, rows]
-        return Observed(self.logs[:, rows], self.deviating[:, rows], missing, self.references[rows])
+        part = Observed(self.logs[:, rows], self.deviating[:, rows], missing, self.references[rows])
+        if "inputs" in self.__dict__:
+            part.__dict__["inputs"] = self.inputs[rows]
+        return part
 
     def deviations(self) -> Floats:
         """(N, T, 12), 0 where missing."""
         return np.ascontiguousarray(self.deviating.transpose(1, 0, 2))
 
 
-def observe(values: Floats, references: Floats) -> Observed:
-    """Samples (N, T, 12) in SI units, NaN where missing, against reference rows (N, P).
+def observe(values: Floats, references: Floats, alike: Alike | None = None) -> Observed:
+    """Samples (N, T, 12) in SI units, NaN where missing, against reference rows (N, P), of which some are `alike`.
 
     Raises:
         InputError: infinite or negative samples.
@@ -95,9 +100,11 @@ def observe(values: Floats, references: Floats) -> Observed:
     centre, scale = centre_of(references), scale_of(references)
     anything_missing = bool(missing.any())
     if anything_missing:
-        logs = np.where(missing, centre, logs)
-    deviating = np.clip((logs - centre) / scale, -CLIP, CLIP)
-    return Observed(logs, deviating, missing if anything_missing else None, references)
+        np.copyto(logs, centre, where=missing)
+    deviating = logs - centre
+    deviating /= scale
+    np.clip(deviating, -CLIP, CLIP, out=deviating)
+    return Observed(logs, deviating, missing if anything_missing else None, references, alike)
 
 
 def inputs(observed: Observed) -> Floats:
@@ -129,7 +136,7 @@ def inputs(observed: Observed) -> Floats:
     put(_missing(observed))
     states = np.stack([deviating[-1], means[1], means[0]], axis=1)
     np.clip(states, -SATURATION, SATURATION, out=states)
-    put(distances(states, joint_of(observed.references)).reshape(count, 2 * len(_STATES)))
+    put(distances(states, joint_of(observed.references), observed.alike).reshape(count, 2 * len(_STATES)))
     return out
 
 
@@ -144,7 +151,9 @@ def _missing(observed: Observed) -> Floats:
     if observed.missing is None:
         return np.zeros((count, len(_MISSING)), dtype=np.float32)
     expected = profiled(observed.references)
-    share = (observed.missing & expected).sum(axis=2) / np.maximum(expected.sum(axis=1), 1)
+    # Twelve at most, so bytes hold the count.
+    silent = (observed.missing & expected).view(np.uint8) @ np.ones(N_METRICS, dtype=np.uint8)
+    share = silent / np.maximum(expected.sum(axis=1), 1)
     return np.stack([share[-1], share[-SHORT:].mean(axis=0), share.mean(axis=0)], axis=1).astype(np.float32)
 
 

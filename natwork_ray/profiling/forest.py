@@ -1,13 +1,13 @@
-"""Extremely randomised trees as plain arrays: fitted by scikit-learn, walked by numpy.
+"""Extremely randomised trees as plain arrays: fitted by scikit-learn, walked by ONNX Runtime (`trees.engines`).
 
-Training needs scikit-learn; whoever only asks a trained forest needs numpy alone, and a model file can hold it as
-tensors. Each tree votes with the class shares of the leaf that a row ends in; the forest averages its trees.
+Training needs scikit-learn; whoever only asks a trained forest does not, and a model file can hold it as tensors. Each
+tree votes with the class shares of the leaf that a row ends in; the forest averages its trees.
 
 Rules kept:
 
 - Same answers as scikit-learn's, up to float32: thresholds are rounded downwards, so that no float32 feature changes
   sides.
-- What comes from a file is checked before anybody walks it: children lie behind their parent, so that every walk ends.
+- What comes from a file is checked before anybody walks it: trees lie end to end, children behind their only parent.
 
     >>> forest = fit_forest(features, kinds, seed=7)
     >>> shares = forest.shares(features)        # float32 (M, classes), rows add up to 1
@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TypeVar
 
 import numpy as np
@@ -24,11 +25,10 @@ from numpy.typing import NDArray
 
 from natwork_ray.errors import InputError
 from natwork_ray.profiling.profile import Floats
+from natwork_ray.trees.engines import Sums, forest_sums
 
 MAX_NODES = 1_000_000
 MAX_DEPTH = 64
-# Rows walked at once: bounds the memory to some ten MB with a few hundred trees, and stays in the cache.
-_CHUNK_ROWS = 512
 _Scalar = TypeVar("_Scalar", np.int16, np.int32, np.float32)
 _HINT = "the model file is damaged: train it anew with `natwork train profiler`"
 
@@ -68,10 +68,18 @@ class Forest:
                 f"forest was asked about rows of shape {features.shape}",
                 hint=f"give finite rows of {self.n_features} features",
             )
-        asked = np.ascontiguousarray(features, dtype=np.float32)
-        return np.concatenate(
-            [self._walk(asked[i : i + _CHUNK_ROWS]) for i in range(0, len(asked), _CHUNK_ROWS)]
-            or [np.zeros((0, self.votes.shape[1]), dtype=np.float32)]
+        return np.asarray(self._sums(features) * np.float32(1.0 / len(self.roots)), dtype=np.float32)
+
+    @cached_property
+    def _sums(self) -> Sums:
+        is_leaf = self.leaf >= 0
+        return forest_sums(
+            np.searchsorted(self.roots, np.arange(len(self.leaf)), side="right") - 1,
+            np.where(is_leaf, -1, self.feature),
+            self.threshold,
+            self.children,
+            self.votes[self.leaf[is_leaf]],
+            features=self.n_features,
         )
 
     def tensors(self) -> dict[str, NDArray[np.generic]]:
@@ -107,9 +115,17 @@ class Forest:
             raise InputError("forest's arrays differ in length", hint=_HINT)
         own = np.arange(nodes)
         is_leaf = leaf >= 0
-        ahead = (children > own[:, None]) & (children < nodes)
+        ahead = children > own[:, None]
+        # Trees lie end to end, and every node but a root has one parent, in its own tree.
+        parents = np.bincount(np.clip(children[~is_leaf], 0, nodes - 1).reshape(-1), minlength=nodes)
+        expected = np.ones(nodes, dtype=np.intp)
+        expected[np.clip(roots, 0, nodes - 1)] = 0
+        end_to_end = bool(roots[0] == 0 and (np.diff(roots) > 0).all() and roots[-1] < nodes)
+        ends = np.append(roots, nodes)[np.searchsorted(roots, own, side="right")] if end_to_end else own
         sound = (
-            bool(((roots >= 0) & (roots < nodes)).all())
+            end_to_end
+            and bool((children[~is_leaf] < ends[~is_leaf, None]).all())
+            and bool((parents == expected).all())
             and bool(((feature >= 0) & (feature < width[0])).all())
             and bool((leaf < len(votes)).all())
             and bool(ahead[~is_leaf].all())
@@ -122,20 +138,6 @@ class Forest:
             raise InputError("forest's nodes point out of range or hold impossible figures", hint=_HINT)
         depth = _depth(roots, children, is_leaf)
         return cls(roots, feature, threshold, children, leaf, votes, int(width[0]), depth)
-
-    def _walk(self, asked: Floats) -> Floats:
-        count, trees = len(asked), len(self.roots)
-        begins = np.repeat(np.arange(count) * self.n_features, trees)
-        values, sides = asked.reshape(-1), self.children.reshape(-1)
-        at = np.tile(self.roots, count)
-        # Most walks are over long before the longest one, so only those that are not are taken further.
-        going = np.flatnonzero(self.leaf[at] < 0)
-        while len(going):
-            node = at[going]
-            node = sides[2 * node + (values[begins[going] + self.feature[node]] > self.threshold[node])]
-            at[going] = node
-            going = going[self.leaf[node] < 0]
-        return np.asarray(self.votes[self.leaf[at]].reshape(count, trees, -1).mean(axis=1), dtype=np.float32)
 
 
 def fit_forest(

@@ -43,13 +43,14 @@ _SATURATION = 8.0
 def features(deviating: Floats) -> Floats:
     """Features float32 (M, F) of histories (M, T, 12): deviations, newest last, NaN where missing; finite."""
     usual = np.nan_to_num(stretched(deviating), nan=0.0)
-    parts = [usual[:, -1, SEEN]]
-    for course in _signatures(usual):
-        parts += [course[:, -1:], *(course[:, -span:].mean(axis=1, keepdims=True) for span in _SPANS)]
-        for span in _EXTREMES:
-            recent = course[:, -span:]
-            parts += [recent.max(axis=1, keepdims=True), recent.min(axis=1, keepdims=True)]
-    return np.concatenate([*parts, _episode(usual)], axis=1, dtype=np.float32)
+    courses = np.stack(_signatures(usual))
+    runs = [courses[:, :, -1], *(courses[:, :, -span:].mean(axis=2) for span in _SPANS)]
+    for span in _EXTREMES:
+        recent = courses[:, :, -span:]
+        runs += [recent.max(axis=2), recent.min(axis=2)]
+    # Course by course, and of each course one statistic after the other.
+    by_course = np.stack(runs, axis=2).transpose(1, 0, 2).reshape(len(usual), len(courses) * len(runs))
+    return np.concatenate([usual[:, -1, SEEN], by_course, _episode(usual)], axis=1, dtype=np.float32)
 
 
 def stretched(deviating: Floats) -> Floats:
@@ -74,12 +75,13 @@ def _episode(usual: Floats) -> Floats:
     overall = np.sqrt((saturated[:, :, SEEN] ** 2).mean(axis=2))
     slow, far = latency > _USUAL, overall > _USUAL
     rows = np.arange(len(usual))
-    began = np.full(len(usual), -1)
-    calm = np.zeros(len(usual), dtype=np.intp)
-    for t in range(HISTORY):
-        active = (latency[:, t] > _USUAL_LATENCY) | far[:, t]
-        began = np.where(active & ((began < 0) | (calm >= _CALM)), t, began)
-        calm = np.where(active, 0, calm + 1)
+    active = (latency > _USUAL_LATENCY) | far
+    begins = active.copy()
+    for gap in range(1, _CALM + 1):
+        begins[:, gap:] &= ~active[:, :-gap]
+    places = np.arange(HISTORY)
+    began = np.where(begins, places, -1).max(axis=1)
+    calm = HISTORY - 1 - np.where(active, places, -1).max(axis=1)
     going = (began >= 0) & (calm < _CALM)
     first = np.where(going, began, HISTORY - 1)
     second = np.minimum(first + 1, HISTORY - 1)

@@ -19,6 +19,8 @@ Left out: densities, histograms and isolation forests of the hour. They were tri
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -45,6 +47,10 @@ _PLACES[_TRIANGLE] = _PLACES.T[_TRIANGLE] = np.arange(len(_TRIANGLE[0]))
 _FULL = _PLACES.reshape(-1)
 # Of a row, seen as pairs of figures: enough to tell services apart.
 _SUMMED = slice(0, N_METRICS)
+# Rows compared at once, so that they stay in the cache.
+_AT_ONCE = 256
+# With fewer windows per service than this, one product per window is cheaper than one turn per service.
+_FEW = 8
 _MAX_SAMPLES = 2048
 _ROUNDS = 15
 _SEED = 0
@@ -75,26 +81,64 @@ def saturated(deviating: Floats) -> Floats:
     return np.asarray(np.clip(np.nan_to_num(deviating, nan=0.0), -SATURATION, SATURATION), dtype=np.float32)
 
 
-def distances(states: Floats, rows: Floats) -> Floats:
+@dataclass(frozen=True, eq=False)
+class Alike:
+    """Which of N rows are the same: `order` (N,) puts them next to each other, `ends` says where each run of them ends.
+
+    Many windows have few services, and one product for all of a service's windows costs far less than one for each.
+    """
+
+    order: NDArray[np.intp]
+    ends: tuple[int, ...]
+
+    @classmethod
+    def of(cls, rows: Floats) -> Alike:
+        """Of rows float32 (N, P), P even; rows of another type are all taken for different."""
+        count = len(rows)
+        if count < 2 or rows.dtype != np.float32:
+            return cls(np.arange(count), tuple(range(1, count + 1)))
+        bits = (np.ascontiguousarray(rows) if rows.strides[1] != rows.itemsize else rows).view(np.uint64)
+        # Equal rows have equal sums. Of rows that have equal sums, all are compared with the first.
+        _, first, whose = np.unique(np.add.reduce(bits[:, _SUMMED], axis=1), return_index=True, return_inverse=True)
+        table = bits[first]
+        for begin in range(0, count, _AT_ONCE):
+            part = slice(begin, begin + _AT_ONCE)
+            if (bits[part] != table[whose[part]]).any():
+                whose = np.unique(bits, axis=0, return_inverse=True)[1].reshape(-1)
+                break
+        return cls(np.argsort(whose, kind="stable"), tuple(np.cumsum(np.bincount(whose)).tolist()))
+
+    @property
+    def first(self) -> NDArray[np.intp]:
+        """(R,) one row of each run."""
+        return self.order[[0, *self.ends[:-1]]] if self.ends else self.order
+
+
+def distances(states: Floats, rows: Floats, alike: Alike | None = None) -> Floats:
     """How far states (N, S, 12), saturated, are from normal by rows (N, JOINT_WIDTH): float32 (N, S, 2).
 
-    First log1p of the squared Mahalanobis distance, then the distance to the nearest prototype.
+    First log1p of the squared Mahalanobis distance, then the distance to the nearest prototype. `alike` says which rows
+    are the same, where that is known.
     """
     count, several, _ = states.shape
-    order, ends = _same(rows)
-    sorted_states = states[order].reshape(-1, N_METRICS)
-    squares = np.empty((2, len(sorted_states)), dtype=np.float32)
-    begin = 0
-    for end in ends:
-        row, span = rows[order[begin]], slice(begin * several, end * several)
-        squares[0, span], squares[1, span] = _squares(sorted_states[span], row)
-        begin = end
+    alike = Alike.of(rows) if alike is None else alike
+    squares = np.empty((2, count, several), dtype=np.float32)
+    if _FEW * len(alike.ends) > count:
+        squares[:] = _squares_each(states, rows)
+    else:
+        sorted_states = states[alike.order].reshape(-1, N_METRICS)
+        by_run = np.empty((2, len(sorted_states)), dtype=np.float32)
+        begin = 0
+        for end, first in zip(alike.ends, alike.first, strict=True):
+            span = slice(begin * several, end * several)
+            by_run[:, span] = _squares(sorted_states[span], rows[first])
+            begin = end
+        squares[:, alike.order] = by_run.reshape(squares.shape)
     # Rounding can leave a tiny negative square.
     np.maximum(squares, 0.0, out=squares)
-    np.log1p(squares[0], out=squares[0])
-    np.sqrt(squares[1], out=squares[1])
     out = np.empty((count, several, 2), dtype=np.float32)
-    out[order] = squares.reshape(2, count, several).transpose(1, 2, 0)
+    out[..., 0] = np.log1p(squares[0])
+    out[..., 1] = np.sqrt(squares[1])
     return out
 
 
@@ -108,22 +152,14 @@ def _squares(states: Floats, row: Floats) -> tuple[Floats, Floats]:
     return mahalanobis, np.minimum.reduce(apiece) + np.einsum("mk,mk->m", states, states)
 
 
-def _same(rows: Floats) -> tuple[NDArray[np.intp], list[int]]:
-    """Windows in an order that puts equal rows (N, J) next to each other, and where each run of them ends.
-
-    Many windows have few services, and one product for all of a service's windows costs far less than one for each.
-    """
-    count = len(rows)
-    if count < 2:
-        return np.arange(count), [count] * count
-    bits = np.ascontiguousarray(rows) if rows.strides[1] != rows.itemsize else rows
-    bits = bits.view(np.uint64)
-    # Equal rows have equal sums. Of rows that have equal sums, all are compared with the first.
-    _, first, whose = np.unique(bits[:, _SUMMED].sum(axis=1), return_index=True, return_inverse=True)
-    if (bits != bits[first][whose]).any():
-        _, whose = np.unique(bits, axis=0, return_inverse=True)
-    order = np.argsort(whose, kind="stable")
-    return order, np.cumsum(np.bincount(whose)).tolist()
+def _squares_each(states: Floats, rows: Floats) -> tuple[Floats, Floats]:
+    """The same (N, S) of states (N, S, 12), each window by a row of its own: for services that are hardly repeated."""
+    apart = states - rows[:, None, _MEAN]
+    precision = rows[:, _PRECISION][:, _FULL].reshape(-1, N_METRICS, N_METRICS)
+    prototypes = rows[:, _PROTOTYPES].reshape(-1, PROTOTYPES, N_METRICS)
+    products = np.matmul(states, prototypes.transpose(0, 2, 1))
+    nearest = 2.0 * (rows[:, None, _LENGTHS] - products).min(axis=2) + np.einsum("nsk,nsk->ns", states, states)
+    return np.einsum("nsk,nsk->ns", np.matmul(apart, precision), apart), nearest
 
 
 def _prototypes(states: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -35,7 +35,7 @@ from numpy.typing import NDArray
 from natwork_ray.domain.telemetry import METRICS, N_METRICS, Metric, TelemetryWindow
 from natwork_ray.domain.values import decode, encode, value
 from natwork_ray.errors import InputError
-from natwork_ray.profiling.normality import JOINT_LIMIT, JOINT_WIDTH, learn_joint
+from natwork_ray.profiling.normality import JOINT_LIMIT, JOINT_WIDTH, Alike, learn_joint
 
 Floats = NDArray[np.float32]
 
@@ -204,9 +204,11 @@ def log_units(values: Floats) -> Floats:
         InputError: infinite or negative samples.
     """
     check_samples(values)
-    bounded = np.minimum(np.asarray(values, dtype=np.float32), _MOST)
+    logs = np.minimum(np.asarray(values, dtype=np.float32), _MOST)
     # One rounding error more than log1p near 0 (6e-8), and several times faster.
-    return np.asarray(np.log(bounded * _PER_UNIT + np.float32(1.0)))
+    logs = np.multiply(logs, _PER_UNIT, out=logs)
+    logs += np.float32(1.0)
+    return np.asarray(np.log(logs, out=logs))
 
 
 def unprofiled_fleet() -> ServiceProfile:
@@ -216,8 +218,8 @@ def unprofiled_fleet() -> ServiceProfile:
     )
 
 
-def check_references(references: Floats, count: int) -> None:
-    """Refuse rows that `ProfileBook.references` does not make for `count` windows.
+def check_references(references: Floats, count: int) -> Alike:
+    """Refuse rows that `ProfileBook.references` does not make for `count` windows; says which of them are the same.
 
     Raises:
         InputError: wrong shape, not finite, or out of range; the message names the row.
@@ -227,15 +229,18 @@ def check_references(references: Floats, count: int) -> None:
             f"references have shape {references.shape}",
             hint=f"send one row per window, ({count}, {REFERENCE_WIDTH}), from ProfileBook.references",
         )
+    alike = Alike.of(references)
+    different = references[alike.first]
     for what, columns, low, high in (
         ("centre", _CENTRE, -_MAX_CENTRE, _MAX_CENTRE),
         ("scale", _SCALE, SCALE_FLOOR, UNPROFILED_SCALE),
         ("joint", _JOINT, -JOINT_LIMIT, JOINT_LIMIT),
     ):
-        part = references[:, columns]
+        part = different[:, columns]
         # NaN spreads through both extremes and then compares false.
         if not part.size or (low <= part.min() and part.max() <= high):
             continue
+        part = references[:, columns]
         wrong = ~((part >= low) & (part <= high))  # true for NaN as well
         if wrong.any():
             i, k = (int(x) for x in np.argwhere(wrong)[0])
@@ -243,6 +248,7 @@ def check_references(references: Floats, count: int) -> None:
                 f"reference {i}, {what} {METRICS[k] if k < N_METRICS else k}: {float(part[i, k])!r}",
                 hint=f"{what} lies between {low:g} and {high:g}: take rows from ProfileBook.references",
             )
+    return alike
 
 
 def centre_of(references: Floats) -> Floats:

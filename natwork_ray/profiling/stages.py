@@ -18,10 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from natwork_ray.domain.anomaly import STAGE_2_CLASSES, AnomalyKind
-from natwork_ray.profiling.features import FEATURES, Observed, by_metric, inputs
+from natwork_ray.domain.telemetry import N_METRICS
+from natwork_ray.profiling.features import FEATURES, METRIC_OF, Observed
 from natwork_ray.profiling.profile import Floats
 from natwork_ray.trees.attribution import Paths
-from natwork_ray.trees.engines import raw_sums
+from natwork_ray.trees.engines import path_sums, raw_sums
 
 _UNKNOWN = STAGE_2_CLASSES.index(AnomalyKind.UNKNOWN)
 
@@ -69,12 +70,12 @@ class TreeStage:
     def __init__(self, text: str, calibration: tuple[float, float]) -> None:
         self.text = text
         self._trees = raw_sums(text, feature_names=FEATURES)
-        self._paths = Paths.of(text)
+        self._pushes = path_sums(Paths.of(text), groups=METRIC_OF, count=N_METRICS)
         self._slope, self._intercept = calibration
 
     def probability(self, observed: Observed) -> Floats:
         """(N,) calibrated probability of "anomalous"."""
-        return self.calibrated(self._trees(inputs(observed)))
+        return self.calibrated(self._trees(observed.inputs))
 
     def calibrated(self, raw: NDArray[np.float64]) -> Floats:
         """Probabilities (N,) of raw log odds (N,)."""
@@ -82,7 +83,7 @@ class TreeStage:
 
     def contributions(self, observed: Observed) -> Floats:
         """(N, 12): contributions along the trees' paths, features summed per metric, in calibrated log odds."""
-        return by_metric((self._slope * self._paths.contributions(inputs(observed))).astype(np.float32))
+        return np.asarray(self._slope * self._pushes(observed.inputs), dtype=np.float32)
 
 
 class Unnamed:

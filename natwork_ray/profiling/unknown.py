@@ -28,6 +28,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -172,14 +173,18 @@ class KnownKinds:
     kinds: NDArray[np.int8]
     usual: Floats
 
+    @cached_property
+    def _by_kind(self) -> tuple[tuple[Floats, Floats], ...]:
+        """Per kind its rows, and their usual distances in order."""
+        whose = [self.kinds == kind for kind in np.unique(self.kinds)]
+        return tuple((self.rows[own], np.sort(self.usual[own])) for own in whose)
+
     def p_values(self, places: Floats) -> Floats:
         """(M,) the largest conformal p-value that any known kind gives rows (M, 12) of `approaches`."""
         asked = places @ self.whitening
         best = np.zeros(len(asked), dtype=np.float32)
-        for kind in np.unique(self.kinds):
-            own = self.kinds == kind
-            distance = _nearest(asked, self.rows[own])
-            usual = np.sort(self.usual[own])
+        for rows, usual in self._by_kind:
+            distance = _nearest(asked, rows)
             as_far = len(usual) - np.searchsorted(usual, distance, side="left")
             best = np.maximum(best, ((1 + as_far) / (1 + len(usual))).astype(np.float32))
         return best
@@ -274,7 +279,8 @@ def _nearest(asked: Floats, rows: Floats, allowed: NDArray[np.bool_] | None = No
     squares = (asked**2).sum(axis=1)[:, None] + (rows**2).sum(axis=1)[None] - 2 * asked @ rows.T
     if allowed is not None:
         squares = np.where(allowed, squares, np.inf)
-    nearest = np.sort(squares, axis=1)[:, :_NEIGHBOURS]
+    last = min(_NEIGHBOURS, squares.shape[1]) - 1
+    nearest = np.partition(squares, last, axis=1)[:, : last + 1]
     nearest = np.where(np.isfinite(nearest), nearest, 0.0).max(axis=1)
     return np.asarray(np.sqrt(np.maximum(nearest, 0.0)), dtype=np.float32)
 

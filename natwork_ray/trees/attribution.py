@@ -79,6 +79,25 @@ class Paths:
         """What the trees say before any input was asked about."""
         return float(self.value[:, 0].sum())
 
+    def along(self, groups: NDArray[np.intp], count: int) -> NDArray[np.float64]:
+        """(trees, nodes, count) what the features on the way to each node contributed, summed per group.
+
+        Args:
+            groups: (features,) the group of each feature, below `count`; -1 for features that are left out.
+            count: number of groups.
+        """
+        out = np.zeros((*self.feature.shape, count))
+        # Children lie behind their parent, so a node is complete before it is passed on.
+        for node in range(self.feature.shape[1]):
+            trees = np.flatnonzero(self.feature[:, node] >= 0)
+            group = groups[self.feature[trees, node]]
+            told = group >= 0
+            for children in (self.left[trees, node], self.right[trees, node]):
+                out[trees, children] = out[trees, node]
+                change = self.value[trees, children] - self.value[trees, node]
+                out[trees[told], children[told], group[told]] += change[told]
+        return out
+
     def contributions(self, inputs: NDArray[Any]) -> NDArray[np.float64]:
         """(M, features) of inputs (M, features), in the units of the trees' raw sum."""
         count, features = inputs.shape

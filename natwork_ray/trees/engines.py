@@ -15,6 +15,7 @@ LightGBM takes for 0). The sums are float32, and so agree to about six digits.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,9 @@ from natwork_ray.trees.attribution import Paths
 from natwork_ray.trees.boosters import Trees
 from natwork_ray.trees.tree_text import check_trees
 
+# Inputs (N, features) to sums (N, K).
+Sums = Callable[[NDArray[Any]], NDArray[np.float32]]
+
 
 def raw_sums(text: str, *, feature_names: tuple[str, ...]) -> Trees:
     """The trees' raw sums, before any link function, as a function of float32 inputs (N, features).
@@ -31,57 +35,113 @@ def raw_sums(text: str, *, feature_names: tuple[str, ...]) -> Trees:
     Raises:
         InputError: the text is not one that our training makes.
     """
-    # Half a second together: whoever asks no trees does not pay for them.
-    import onnxruntime
-
     check_trees(text, feature_names=feature_names)
     paths = Paths.of(text)
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(_graph(paths), options, providers=["CPUExecutionProvider"])
+    sums = _summing(paths, paths.value[_leaves(paths)][:, None])
 
     def raw(inputs: NDArray[Any]) -> NDArray[np.float64]:
-        (sums,) = session.run(None, {"inputs": np.ascontiguousarray(inputs, dtype=np.float32)})
-        return np.asarray(sums, dtype=np.float64)[:, 0]
+        return np.asarray(sums(inputs), dtype=np.float64)[:, 0]
 
     return raw
 
 
-def _graph(paths: Paths) -> bytes:
+def path_sums(paths: Paths, *, groups: NDArray[np.intp], count: int) -> Sums:
+    """`Paths.contributions`, summed per group of features: float32 inputs (N, features) to float32 (N, count).
+
+    What a path's features contributed is known when the leaf is, so it is asked of the same graph with other leaves.
+
+    Args:
+        paths: the trees.
+        groups: (features,) the group of each feature, below `count`; -1 for features that are left out.
+        count: number of groups.
+    """
+    return _summing(paths, paths.along(groups, count)[_leaves(paths)])
+
+
+def forest_sums(
+    trees: NDArray[np.intp],
+    feature: NDArray[Any],
+    threshold: NDArray[np.float32],
+    children: NDArray[Any],
+    votes: NDArray[np.float32],
+    *,
+    features: int,
+) -> Sums:
+    """The sums of a forest's votes: float32 inputs (N, features) to float32 (N, K).
+
+    Args:
+        trees: (nodes,) the tree that a node belongs to; a tree's first node is its root.
+        feature: (nodes,) the feature asked, -1 for leaves.
+        threshold: (nodes,) float32, an input up to this goes left.
+        children: (nodes, 2) left and right, ahead of their node and of the same tree; of leaves, anything.
+        votes: (leaves, K), leaves in the order of the nodes.
+        features: the width of inputs.
+    """
+    places = np.arange(len(trees))
+    return _session(trees, places, feature, threshold, children, votes, features)
+
+
+def _summing(paths: Paths, weights: NDArray[np.float64]) -> Sums:
+    """Sums of weights (leaves, K), leaves tree by tree."""
+    # A leaf is its own child, and the last nodes of small trees are padding that no node leads to.
+    used = (paths.feature >= 0) | _leaves(paths)
+    tree, node = np.nonzero(used)
+    children = np.stack([paths.left[used], paths.right[used]], axis=1)
+    threshold = rounded_down(paths.threshold[used])
+    return _session(tree, node, paths.feature[used], threshold, children, weights, paths.features)
+
+
+def _session(
+    tree: NDArray[np.intp],
+    node: NDArray[np.intp],
+    feature: NDArray[Any],
+    threshold: NDArray[np.float32],
+    children: NDArray[Any],
+    weights: NDArray[Any],
+    features: int,
+) -> Sums:
+    # Half a second together: whoever asks no trees does not pay for them.
+    import onnxruntime
     from onnx import TensorProto, helper
 
-    inner = paths.feature >= 0
-    # A leaf is its own child, and the last nodes of small trees are padding that no node leads to.
-    used = inner | _leaves(paths)
-    tree, node = np.nonzero(used)
-    asks = inner[used]
-    leaf = used & ~inner
-    leaf_tree, leaf_node = np.nonzero(leaf)
+    asks = feature >= 0
+    leaf, target = np.nonzero(weights)
+    if not len(leaf):  # a graph without any weight is refused
+        leaf, target = np.zeros((2, 1), dtype=np.intp)
+    leaf_tree, leaf_node = tree[~asks][leaf], node[~asks][leaf]
     lists: dict[str, Any] = {
-        "n_targets": 1,
+        "n_targets": weights.shape[1],
         "nodes_treeids": tree.tolist(),
         "nodes_nodeids": node.tolist(),
-        "nodes_featureids": np.maximum(paths.feature[used], 0).tolist(),
-        "nodes_values": rounded_down(paths.threshold[used]).tolist(),
+        "nodes_featureids": np.maximum(feature, 0).tolist(),
+        "nodes_values": np.where(asks, threshold, np.float32(0.0)).tolist(),
         "nodes_modes": ["BRANCH_LEQ" if inner_node else "LEAF" for inner_node in asks],
-        "nodes_truenodeids": np.where(asks, paths.left[used], 0).tolist(),
-        "nodes_falsenodeids": np.where(asks, paths.right[used], 0).tolist(),
+        "nodes_truenodeids": np.where(asks, children[:, 0], 0).tolist(),
+        "nodes_falsenodeids": np.where(asks, children[:, 1], 0).tolist(),
         "target_treeids": leaf_tree.tolist(),
         "target_nodeids": leaf_node.tolist(),
-        "target_ids": [0] * len(leaf_tree),
-        "target_weights": paths.value[leaf].tolist(),
+        "target_ids": target.tolist(),
+        "target_weights": weights[leaf, target].tolist(),
     }
     ensemble = helper.make_node("TreeEnsembleRegressor", ["inputs"], ["sums"], domain="ai.onnx.ml", **lists)
     graph = helper.make_graph(
         [ensemble],
         "trees",
-        [helper.make_tensor_value_info("inputs", TensorProto.FLOAT, [None, paths.features])],
-        [helper.make_tensor_value_info("sums", TensorProto.FLOAT, [None, 1])],
+        [helper.make_tensor_value_info("inputs", TensorProto.FLOAT, [None, features])],
+        [helper.make_tensor_value_info("sums", TensorProto.FLOAT, [None, weights.shape[1]])],
     )
     opsets = [helper.make_opsetid("", 17), helper.make_opsetid("ai.onnx.ml", 3)]
-    model: bytes = helper.make_model(graph, opset_imports=opsets, ir_version=8).SerializeToString()
-    return model
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=8).SerializeToString()
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+    def sums(inputs: NDArray[Any]) -> NDArray[np.float32]:
+        (found,) = session.run(None, {"inputs": np.ascontiguousarray(inputs, dtype=np.float32)})
+        return np.asarray(found, dtype=np.float32)
+
+    return sums
 
 
 def _leaves(paths: Paths) -> NDArray[np.bool_]:

@@ -6,19 +6,15 @@ import hashlib
 import stat
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from natwork_ray.adapters.model_directory import KEPT, ModelDirectory
 from natwork_ray.domain.values import Backend
-from natwork_ray.emulation.training_set import labelled_runs
 from natwork_ray.errors import InputError, NotFoundError, StoreError
 from natwork_ray.profiling.bounds import DEFAULT_MODEL
 from natwork_ray.profiling.detector import TwoStageDetector
-from natwork_ray.profiling.evaluation import binary_metrics, event_metrics, vote
 from natwork_ray.profiling.model_card import TrainingSettings
 from natwork_ray.profiling.model_file import loads
-from natwork_ray.profiling.windows import commissioning_book, cut
 
 # What the packaged model was made from: docs/profiling.md.
 _MADE_FROM = {"seed": 11, "runs": 8, "hours": 3.0}
@@ -151,26 +147,3 @@ def test_the_packaged_model_is_the_one_the_defaults_make() -> None:
     card = _packaged().card
     assert card.settings == TrainingSettings()
     assert (card.trained_on, card.runs) == (Backend.EMULATED, _MADE_FROM["runs"])
-
-
-def test_the_packaged_model_on_a_fresh_world() -> None:
-    """Services and seed that it never saw: what an operator would meet."""
-    detector = _packaged()
-    flags, kinds, unit = [], [], []
-    for i, run in enumerate(labelled_runs(seed=4242, runs=1, hours=2.5)):
-        values = cut(run.values, detector.window)[run.commissioning :]
-        references = commissioning_book([run]).references((run.service,) * len(values))
-        scores = detector.score(values, references)
-        flags.append(scores.flagged & (scores.kinds != 0))
-        kinds.append(run.kinds[run.commissioning :])
-        unit.append(np.full(len(values), i))
-    flagged, labels, units = np.concatenate(flags), np.concatenate(kinds), np.concatenate(unit)
-    sure = labels >= 0
-    reached = binary_metrics(labels[sure] > 0, flagged[sure].astype(float), 0.5)
-    assert reached.precision >= 0.9
-    assert reached.recall >= 0.7
-    voted = vote(flagged, units, needed=2, of=3) & sure
-    events = event_metrics(labels > 0, voted, units, step_s=10.0, grace=12)
-    assert events.found >= 0.65 * events.events
-    # Half of them are what the novelty gate flags as Unknown.
-    assert events.false_alarms_per_hour <= 0.4

@@ -10,7 +10,16 @@ from typing import Any
 import pytest
 
 from natwork_ray.adapters.sqlite_journal import SqliteJournal
-from natwork_ray.backends import LocalJudge, World, WorldFacts, build_world, load_detector, run_started
+from natwork_ray.backends import (
+    FORECAST_SAMPLES,
+    LocalJudge,
+    World,
+    WorldFacts,
+    build_world,
+    load_detector,
+    loop_forecaster,
+    run_started,
+)
 from natwork_ray.cli.in_process import WorldHands
 from natwork_ray.config import Config
 from natwork_ray.control.cycle import LoopCycle, Turn
@@ -52,6 +61,8 @@ class LocalSupervisor:
             node_hands={node.name: hands for node in topology.nodes},
             cluster_hands=hands,
             window_length=config.loop.window,
+            forecaster=loop_forecaster(hour),
+            forecast_length=FORECAST_SAMPLES,
         )
         return self
 
@@ -105,7 +116,7 @@ def test_the_demo_tells_its_story(natwork: Any, started: Any) -> None:
 
 
 def test_a_run_gets_a_folder_of_its_own(natwork: Any, started: Any) -> None:
-    assert natwork("--set", "loop.mode=approve", "demo", *SHORT, "--json").code == 0
+    assert natwork("--set", "loop.mode=approve", "demo", "--scenario", "grid-10", "--minutes", "2", "--json").code == 0
     (folder,) = Path("runs").iterdir()
     assert folder.name.endswith("-seed7")
     assert 'mode = "approve"' in (folder / "state" / "natwork.toml").read_text(encoding="utf-8")
