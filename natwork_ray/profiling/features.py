@@ -155,11 +155,3 @@ def _missing(observed: Observed) -> Floats:
     silent = (observed.missing & expected).view(np.uint8) @ np.ones(N_METRICS, dtype=np.uint8)
     share = silent / np.maximum(expected.sum(axis=1), 1)
     return np.stack([share[-1], share[-SHORT:].mean(axis=0), share.mean(axis=0)], axis=1).astype(np.float32)
-
-
-def by_metric(contributions: Floats) -> Floats:
-    """Contributions of features (M, F) summed per metric, (M, 12); those about all metrics together stay out."""
-    out = np.zeros((len(contributions), N_METRICS), dtype=np.float32)
-    for metric in range(N_METRICS):
-        out[:, metric] = contributions[:, metric == METRIC_OF].sum(axis=1)
-    return out

@@ -123,8 +123,8 @@ def _kept(book: ProfileBook, runs: Sequence[LabelledRun]) -> tuple[ServiceProfil
 
 
 def _promised(runs: Sequence[LabelledRun]) -> float:
-    # Recordings are looked at one by one. A model from the emulation goes into loops over whole fleets, whose operator is
-    # called by every container.
+    # Recordings are looked at one by one. A model from the emulation goes into loops over whole fleets, whose one
+    # operator is called by every container.
     return FLEET_FALSE_ALARMS_PER_HOUR if runs[0].backend is Backend.EMULATED else FALSE_ALARMS_PER_HOUR
 
 

@@ -7,17 +7,17 @@ and each step changes it. The change belongs to the input that the node asked ab
 
 exactly, up to the digits in which LightGBM writes the values of inner nodes. These are the paths' contributions
 (Saabas), not Shapley values: those cost milliseconds per window at the size of our models, these microseconds, and they
-rank the inputs that a person asks about much alike.
+rank the inputs that a person asks about much alike. They depend on nothing but the leaf, so each leaf holds its own
+(`Paths.along`), and asking for them is asking which leaf (`trees.engines.path_sums`).
 
-    >>> paths = Paths.of(text)
-    >>> paths.contributions(inputs).shape       # inputs (M, features)
+    >>> pushes = path_sums(Paths.of(text), groups=np.arange(features), count=features)
+    >>> pushes(inputs).shape                    # inputs (M, features)
     (M, features)
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -97,30 +97,6 @@ class Paths:
                 change = self.value[trees, children] - self.value[trees, node]
                 out[trees[told], children[told], group[told]] += change[told]
         return out
-
-    def contributions(self, inputs: NDArray[Any]) -> NDArray[np.float64]:
-        """(M, features) of inputs (M, features), in the units of the trees' raw sum."""
-        count, features = inputs.shape
-        cells = np.ascontiguousarray(inputs).reshape(-1)
-        out = np.zeros(cells.shape)
-        feature, threshold, value = self.feature.reshape(-1), self.threshold.reshape(-1), self.value.reshape(-1)
-        begins = np.arange(len(self.feature)) * self.feature.shape[1]
-        left, right = (self.left + begins[:, None]).reshape(-1), (self.right + begins[:, None]).reshape(-1)
-        # One walker per input and tree; those that reached a leaf drop out.
-        row = np.repeat(np.arange(count) * features, len(begins))
-        node = np.tile(begins, count)
-        while True:
-            asked = feature.take(node)
-            walking = asked >= 0
-            if not walking.all():
-                row, node, asked = row[walking], node[walking], asked[walking]
-            if not len(node):
-                return out.reshape(count, features)
-            cell = row + asked
-            goes_left = cells.take(cell) <= threshold.take(node)
-            onward = np.where(goes_left, left.take(node), right.take(node))
-            out += np.bincount(cell, weights=value.take(onward) - value.take(node), minlength=len(out))
-            node = onward
 
 
 def _fields(block: str) -> dict[str, str]:

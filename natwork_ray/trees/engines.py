@@ -1,8 +1,9 @@
 """Trees as one ONNX graph, run by ONNX Runtime: the same sums as LightGBM's own prediction, several times faster.
 
 A detector asks its trees about every window of every container. LightGBM's own prediction took twice as long for 1,024
-windows of its 189 inputs. The graph is built from the text that
-`tree_text.check_trees` has accepted, so there is nothing new to store, to check or to trust.
+windows of its 189 inputs. The graph is built from the text that `tree_text.check_trees` has accepted, so there is
+nothing new to store, to check or to trust. What moved a prediction (`trees.attribution`) is asked of such a graph too,
+and so are forests that vote for classes.
 
 The decisions are exactly the same for float32 inputs: LightGBM compares them with a float64 threshold t, the graph with
 the largest float32 that is not above t, and no float32 lies between the two (inputs within 1e-35 of 0 aside, which
@@ -46,9 +47,9 @@ def raw_sums(text: str, *, feature_names: tuple[str, ...]) -> Trees:
 
 
 def path_sums(paths: Paths, *, groups: NDArray[np.intp], count: int) -> Sums:
-    """`Paths.contributions`, summed per group of features: float32 inputs (N, features) to float32 (N, count).
+    """Contributions of features (trees.attribution), summed per group: float32 inputs (N, features) to (N, count).
 
-    What a path's features contributed is known when the leaf is, so it is asked of the same graph with other leaves.
+    What the features on a path contributed is known when its leaf is, so it is the same graph with other leaves.
 
     Args:
         paths: the trees.
@@ -105,9 +106,9 @@ def _session(
     from onnx import TensorProto, helper
 
     asks = feature >= 0
-    leaf, target = np.nonzero(weights)
-    if not len(leaf):  # a graph without any weight is refused
-        leaf, target = np.zeros((2, 1), dtype=np.intp)
+    told = weights != 0
+    told[:, 0] = True  # every leaf says something, if only 0
+    leaf, target = np.nonzero(told)
     leaf_tree, leaf_node = tree[~asks][leaf], node[~asks][leaf]
     lists: dict[str, Any] = {
         "n_targets": weights.shape[1],

@@ -32,6 +32,8 @@ from natwork_ray.profiling.profile import ProfileBook
 class LocalSupervisor:
     """What `agents.supervisor.Supervisor` is to the demo, in one process."""
 
+    cycle: LoopCycle
+
     def __init__(self, config: Config, world: World, journal: SqliteJournal) -> None:
         self.config, self._world, self._journal = config, world, journal
         self.facts = world.facts()

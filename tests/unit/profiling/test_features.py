@@ -7,7 +7,7 @@ import pytest
 
 from natwork_ray.domain.labelled import LabelledRun
 from natwork_ray.domain.telemetry import METRICS, N_METRICS, Metric
-from natwork_ray.profiling.features import FEATURES, METRIC_OF, by_metric, inputs, observe
+from natwork_ray.profiling.features import FEATURES, METRIC_OF, inputs, observe
 from natwork_ray.profiling.profile import CLIP, Floats, ProfileBook, deviations, log_units
 from natwork_ray.profiling.windows import commissioning_book, cut
 
@@ -85,12 +85,16 @@ def test_wild_samples_stay_bounded(references: Floats) -> None:
     assert _of(seen, f"dev_long_max.{Metric.CPU}") == pytest.approx(CLIP)
 
 
-def test_contributions_are_summed_per_metric() -> None:
-    one = np.zeros((1, len(FEATURES)), dtype=np.float32)
-    one[0, FEATURES.index(f"dev.{Metric.CPU}")] = 1.5
-    one[0, FEATURES.index(f"dev_short_mean.{Metric.CPU}")] = -0.5
-    one[0, FEATURES.index("nearest.newest")] = 9.0
-    found = by_metric(one)
-    assert found[0, CPU] == 1.0
-    assert found.sum() == 1.0
+def test_every_feature_knows_its_metric() -> None:
+    assert METRIC_OF[FEATURES.index(f"dev.{Metric.CPU}")] == METRIC_OF[FEATURES.index(f"log.{Metric.CPU}")] == CPU
+    assert METRIC_OF[FEATURES.index("nearest.newest")] == -1
     assert (METRIC_OF == -1).sum() == 9
+
+
+def test_what_was_seen_is_carried_along_with_a_choice_of_windows(references: Floats) -> None:
+    wild = np.random.default_rng(0).random((40, T, N_METRICS), dtype=np.float32) * 1e6
+    observed, chosen = observe(wild, references), np.arange(40) % 3 == 0
+    alone = observed.of(chosen).inputs
+    np.testing.assert_array_equal(alone, inputs(observe(wild, references))[chosen])
+    observed.inputs  # noqa: B018 - made once, then carried
+    np.testing.assert_array_equal(observed.of(chosen).inputs, alone)

@@ -8,7 +8,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from natwork_ray.domain.telemetry import N_METRICS
-from natwork_ray.profiling.normality import JOINT_LIMIT, JOINT_WIDTH, PROTOTYPES, distances, learn_joint, saturated
+from natwork_ray.profiling.normality import (
+    JOINT_LIMIT,
+    JOINT_WIDTH,
+    PROTOTYPES,
+    Alike,
+    distances,
+    learn_joint,
+    saturated,
+)
 
 
 def _hour(seed: int, length: int = 200) -> np.ndarray:
@@ -63,3 +71,31 @@ def test_few_states_are_their_own_prototypes() -> None:
     found = distances(np.eye(N_METRICS, dtype=np.float32)[None, :3], learn_joint(hour)[None])[0, :, 1]
     assert found == pytest.approx([0.0, 0.0, np.sqrt(2.0)], abs=1e-3)
     assert len(hour) > PROTOTYPES
+
+
+def test_services_together_are_as_each_by_itself() -> None:
+    rng = np.random.default_rng(5)
+    table = np.stack([learn_joint(rng.normal(0, 1 + k, (200, N_METRICS)).astype(np.float32)) for k in range(3)])
+    table[2, :24] = table[1, :24]
+    table[2, 24:30] = table[1, 24:30] + np.float32(0.01)
+    states = rng.normal(0, 3, (60, 3, N_METRICS)).astype(np.float32)
+    rows = table[rng.integers(3, size=60)]
+    alone = np.concatenate([distances(states[i : i + 1], rows[i : i + 1]) for i in range(60)])
+    np.testing.assert_allclose(distances(states, rows), alone, atol=1e-4)
+    few = distances(states[:4], rows[:4])  # hardly repeated: the other way of computing
+    np.testing.assert_allclose(few, alone[:4], atol=1e-4)
+
+
+def test_rows_that_differ_are_never_taken_for_the_same() -> None:
+    base = np.arange(2 * JOINT_WIDTH, dtype=np.uint32).view(np.float32)[:JOINT_WIDTH]
+    rows = np.tile(base, (40, 1))
+    rows[::2, -1] = 1.0  # beyond what is summed
+    alike = Alike.of(rows)
+    assert alike.ends == (20, 40)
+    assert {tuple(sorted(part)) for part in np.split(alike.order, [20])} == {
+        tuple(range(0, 40, 2)),
+        tuple(range(1, 40, 2)),
+    }
+    assert Alike.of(rows[:0]).ends == ()
+    assert len(Alike.of(rows[:0]).first) == 0
+    assert len(Alike.of(np.broadcast_to(base, (40, JOINT_WIDTH))).ends) == 1

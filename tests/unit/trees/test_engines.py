@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from natwork_ray.errors import InputError
 from natwork_ray.trees.attribution import Paths
 from natwork_ray.trees.boosters import train_text, trees_of
-from natwork_ray.trees.engines import raw_sums, rounded_down
+from natwork_ray.trees.engines import path_sums, raw_sums, rounded_down
 
 NAMES = tuple(f"x{k}" for k in range(6))
 Trees = Callable[[np.ndarray], np.ndarray]
@@ -65,13 +65,17 @@ def test_rounding_down_decides_alike(threshold: float) -> None:
 def test_contributions_add_up(text: str, engines: tuple[Trees, Trees], seed: int) -> None:
     inputs = np.random.default_rng(seed).standard_normal((7, len(NAMES))).astype(np.float32)
     paths = Paths.of(text)
-    parts = paths.contributions(inputs)
+    parts = path_sums(paths, groups=np.arange(len(NAMES)), count=len(NAMES))(inputs)
     np.testing.assert_allclose(paths.start + parts.sum(axis=1), engines[1](inputs), atol=1e-4)
     assert np.abs(parts[:, :3]).sum() > np.abs(parts[:, 3:]).sum()
+    grouped = path_sums(paths, groups=np.array([1, 0, 1, -1, -1, 0]), count=2)(inputs)
+    expected = np.stack([parts[:, 1] + parts[:, 5], parts[:, 0] + parts[:, 2]], axis=1)
+    np.testing.assert_allclose(grouped, expected, atol=1e-5)
 
 
 def test_nothing_asked_nothing_told(text: str) -> None:
-    assert Paths.of(text).contributions(np.zeros((0, len(NAMES)), np.float32)).shape == (0, len(NAMES))
+    pushes = path_sums(Paths.of(text), groups=np.arange(len(NAMES)), count=len(NAMES))
+    assert pushes(np.zeros((0, len(NAMES)), np.float32)).shape == (0, len(NAMES))
 
 
 def test_a_tree_that_asks_nothing(text: str) -> None:
@@ -83,7 +87,7 @@ def test_a_tree_that_asks_nothing(text: str) -> None:
     )  # fmt: skip
     own = trees_of(still, feature_names=("a", "b"), raw=True)(inputs)
     np.testing.assert_allclose(raw_sums(still, feature_names=("a", "b"))(inputs), own, atol=1e-6)
-    assert not Paths.of(still).contributions(inputs).any()
+    assert not path_sums(Paths.of(still), groups=np.arange(2), count=2)(inputs).any()
 
 
 def test_texts_are_checked_before_they_run(text: str) -> None:
