@@ -158,7 +158,10 @@ class PrometheusConfig(Section):
         description="A window or a node survey has to be answered within so long, retries included.",
     )
     max_body_bytes: int = Field(
-        default=67_108_864, ge=1024, le=2**31, description="A larger answer, unpacked, is refused."
+        default=16_777_216,
+        ge=1024,
+        le=2**31,
+        description="A larger answer to one query, unpacked, is refused. Four are read at a time.",
     )
     token_file: Path | None = Field(
         default=None,

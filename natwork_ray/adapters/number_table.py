@@ -4,6 +4,8 @@ The file is read in blocks of whole lines. A block that holds nothing but digits
 parsed by numpy; any other block, and any block that numpy refuses, goes through Python's csv reader cell by cell, which
 either makes sense of it or names file, row and column. Both ways accept the same numbers.
 
+Only regular files are read: a pipe or a device could keep the reader waiting for ever. A byte order mark is skipped.
+
 Missing cells (empty, `nan`, `na`, `null`, `none`) are an error unless the caller allows them; then they are NaN.
 Infinite and negative numbers are errors always.
 
@@ -14,10 +16,12 @@ Infinite and negative numbers are errors always.
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
 import math
 import re
+import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,17 +63,19 @@ def read_numbers(
     """Read the wanted columns, and the optional ones that are there; their order in the file is free.
 
     Raises:
-        InputError: the file breaks the format or the bounds; the message names file, row (1 is the first below the
-            header) and column.
+        InputError: no regular file, or it breaks the format or the bounds; the message names file, row (1 is the
+            first below the header) and column.
     """
     parts: list[NDArray[np.float64]] = []
     rows = 0
     try:
-        size = path.stat().st_size
-        if size > max_bytes:
-            raise InputError(f"{path}: {size} bytes", hint=f"a recording has at most {max_bytes} bytes")
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise InputError(f"{path}: not a regular file", hint="copy what it holds into a file")
+        if status.st_size > max_bytes:
+            raise InputError(f"{path}: {status.st_size} bytes", hint=f"a recording has at most {max_bytes} bytes")
         with path.open("rb") as file:
-            header = next(_csv_rows(_line(file, path)), [])
+            header = next(_csv_rows(_line(file, path).removeprefix(codecs.BOM_UTF8)), [])
             reader = _Reader(path, header, wanted, optional, ignored, missing_allowed, max_rows)
             for block in _blocks(file, path):
                 part = reader.read(block, rows)

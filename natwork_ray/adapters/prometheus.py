@@ -32,6 +32,7 @@ import asyncio
 import math
 import queue
 import time
+import traceback
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
@@ -190,11 +191,19 @@ class PrometheusTelemetry:
     ) -> dict[Key, Answered]:
         """Every query's answer. What one metric lacks is its `failure`; without the vital ones there is none at all."""
         loop, deadline = asyncio.get_running_loop(), self._monotonic() + self._config.timeout_s
+        hopeless: list[NatworkError] = []
 
         def one(text: str) -> Answered:
             channel = self._channels.get()
             try:
+                if hopeless:
+                    raise hopeless[0]
                 return ask(channel, text, deadline)
+            except NatworkError as error:
+                _let_go(error)
+                if not isinstance(error, _OF_ONE_QUERY):
+                    hopeless.append(error)  # nothing more is asked of a server that is not to be believed
+                raise
             finally:
                 self._channels.put(channel)
 
@@ -206,7 +215,7 @@ class PrometheusTelemetry:
         for key, future in waiting.items():
             try:
                 answered[key] = future.result() if future.done() else _unanswered(future, self._config)
-            except (RefusedQueryError, PreconditionError, TimedOutError) as error:
+            except _OF_ONE_QUERY as error:
                 if vital(key):
                     _forget(waiting.values())
                     raise
@@ -220,6 +229,8 @@ class PrometheusTelemetry:
         return answered
 
 
+# What one query can suffer while the others are still believed.
+_OF_ONE_QUERY = (RefusedQueryError, PreconditionError, TimedOutError)
 _NEEDED = {"containers", "cpu_cores_used", "cpu_cores", "memory_bytes_used", "memory_bytes"}
 
 
@@ -248,6 +259,14 @@ def _unanswered(future: asyncio.Future[Any], config: PrometheusConfig) -> Answer
     raise TimedOutError(
         f"{config.url} did not answer within {config.timeout_s:g} s", hint="is its name known, and the machine up?"
     )
+
+
+def _let_go(error: BaseException) -> None:
+    """Empty the frames of a traceback: errors wait until every query has ended, and frames hold whole answers."""
+    link: BaseException | None = error
+    while link is not None:
+        traceback.clear_frames(link.__traceback__)
+        link = link.__cause__ or link.__context__
 
 
 def _forget(futures: Any) -> None:

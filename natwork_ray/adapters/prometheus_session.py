@@ -48,6 +48,7 @@ AGAIN = frozenset({429, 502, 503, 504})
 _CHUNK = 65_536
 _MAX_WARNINGS = 20
 _SAID = 300
+_NO_JSON = object()
 
 
 @value
@@ -229,24 +230,23 @@ class _Session(requests.Session):  # type: ignore[misc,unused-ignore]
         }
         return response
 
-    def _body(self, response: Any) -> bytes:
-        most, parts, size = self._config.max_body_bytes, [], 0
+    def _body(self, response: Any) -> bytearray:
+        most, body = self._config.max_body_bytes, bytearray()
         while chunk := response.raw.read1(_CHUNK, decode_content=True):
-            size += len(chunk)
-            if size > most:
+            if len(body) + len(chunk) > most:
                 raise InputError(
                     f"{_place(response)}: more than {most} bytes",
                     hint="narrow prometheus.selector, ask for a shorter window, or raise prometheus.max_body_bytes",
                 )
             if self._monotonic() > self._deadline:
                 raise _late(_place(response))
-            parts.append(chunk)
+            body += chunk
         if self.aborted:
             raise _late(_place(response))
-        return b"".join(parts)
+        return body
 
 
-def _judged(response: Any, body: bytes) -> Answer:
+def _judged(response: Any, body: bytearray) -> Answer:
     """The envelope of an answer.
 
     Raises:
@@ -266,11 +266,14 @@ def _judged(response: Any, body: bytes) -> Answer:
         )
     try:
         document = json.loads(body, parse_constant=_no_number)
-    except (ValueError, RecursionError) as error:
+    except (ValueError, RecursionError):
+        document = _NO_JSON
+    if document is _NO_JSON:
+        # Not within the handler: the parser's error would come along, and it keeps the whole text.
         raise InputError(
             f"{place} answers {status} and no JSON: {_quoted(body)}",
             hint="is it a Prometheus server, and the whole URL?",
-        ) from error
+        )
     if not isinstance(document, dict):
         raise InputError(
             f"{place} answers {status} with a {type(document).__name__}", hint="is it a Prometheus server?"
@@ -344,7 +347,7 @@ def _place(response: Any) -> str:
     return str(response.url).partition("?")[0][:_SAID]
 
 
-def _quoted(body: bytes) -> str:
+def _quoted(body: bytearray) -> str:
     return repr(body[:80].decode("utf-8", errors="replace"))
 
 

@@ -307,7 +307,8 @@ def _show(document: dict[str, Any]) -> None:
         if file["caveat"]:
             talk.print(f"{file['file']}: {file['caveat']}", soft_wrap=True)
         if file["judged"] < file["rows"]:
-            talk.print(f"{file['file']}: {file['rows'] - file['judged']} rows not judged: nothing was measured")
+            unjudged = file["rows"] - file["judged"]
+            talk.print(f"{file['file']}: {unjudged} rows not judged: nothing that the profile knows was measured")
     for skipped in document["skipped"]:
         talk.print(f"skipped: {skipped['reason']}", soft_wrap=True)
     figures = document["metrics"]
@@ -328,4 +329,5 @@ def _show(document: dict[str, Any]) -> None:
         "mean_delay": events["mean_delay"],
         "false_alarms_per_hour": events["false_alarms_per_hour"],
     }
-    write_rows([told], tuple(told), Format.TABLE, title="figures")
+    shown = {name: "-" if figure is None else figure for name, figure in told.items()}
+    write_rows([shown], tuple(shown), Format.TABLE, title="figures")

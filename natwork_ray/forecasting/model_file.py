@@ -3,8 +3,9 @@
 Arrays are tensors under their own names; boosters are LightGBM text, compressed, as tensors of bytes named
 `trees.<target>.<horizon>.<expected|low|high>`; the LSTM, where there is one, is `lstm.<parameter>`.
 
-Loading is strict and bounded: size, names, shapes, types, ranges and finiteness are checked, compressed text is
-unpacked up to a limit, and trees are checked before LightGBM sees them. Anything odd is an `InputError`.
+Loading is strict and bounded: size, checksum (`domain.checksums`), names, shapes, types, ranges and finiteness are
+checked, compressed text is unpacked up to a limit, and trees are checked before LightGBM sees them. Anything odd is an
+`InputError`.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
+from natwork_ray.domain.checksums import ENTRY, NO_CHECKSUM, verify_checksum, with_checksum, without_checksum
 from natwork_ray.domain.values import decode, encode
 from natwork_ray.errors import InputError, PreconditionError
 from natwork_ray.forecasting.boosted import Boosters
@@ -33,7 +35,6 @@ from natwork_ray.forecasting.lstm_model import LstmChange, channels
 from natwork_ray.forecasting.maps import LAGS, SIGNED, WorkloadMaps
 from natwork_ray.forecasting.references import CHARACTER, WIDTH, References
 
-_CARD = "natwork"
 _HINT = "it must be a file that `natwork train forecaster` wrote"
 _PARTS = ("expected", "low", "high")
 _MAX_TEXT = 8 * 2**20
@@ -68,19 +69,20 @@ def dumps(forecaster: Forecaster) -> bytes:
     # One entry: the library writes several in no particular order, and the same forecaster has the same bytes.
     header = {"card": encode(forecaster.card).decode(), "maps": list(maps.services)}
     contiguous = {name: np.require(tensor, requirements="C") for name, tensor in tensors.items()}
-    data: bytes = save(contiguous, metadata={_CARD: json.dumps(header)})
-    return data
+    data: bytes = save(contiguous, metadata={ENTRY: NO_CHECKSUM + json.dumps(header)})
+    return with_checksum(data)
 
 
 def loads(data: bytes) -> Forecaster:
     """The forecaster in these bytes.
 
     Raises:
-        InputError: anything but what `dumps` wrote.
+        InputError: anything but what `dumps` wrote, bit for bit.
         PreconditionError: LightGBM, or torch where the file holds an LSTM, cannot be loaded.
     """
     if len(data) > MAX_MODEL_BYTES:
         raise InputError(f"forecaster of {len(data)} bytes exceeds {MAX_MODEL_BYTES}", hint=_HINT)
+    verify_checksum(data)
     card, map_services = _metadata(data)
     try:
         tensors = load(data)
@@ -157,7 +159,8 @@ def _metadata(data: bytes) -> tuple[ForecasterCard, tuple[str, ...]]:
     if len(data) < 8 or length > len(data) - 8:
         raise InputError("forecaster's file is cut off in its header", hint=_HINT)
     try:
-        header = json.loads(json.loads(data[8 : 8 + length])["__metadata__"][_CARD])
+        entry = json.loads(data[8 : 8 + length])["__metadata__"][ENTRY]
+        header = json.loads(without_checksum(entry))
         card, services = header["card"], header["maps"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError("forecaster's file has no card", hint=_HINT) from error

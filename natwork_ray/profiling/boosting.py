@@ -126,7 +126,7 @@ def fit_tree_stage(runs: Sequence[LabelledRun], settings: TrainingSettings, step
     return LearntStage(
         stage=stage,
         calibration=calibration,
-        threshold=cautious(best_threshold(truth, scores, beta=settings.beta)),
+        threshold=best_threshold(truth, scores, beta=settings.beta),
         truth=truth,
         scores=scores,
         unit=unit,
@@ -164,15 +164,6 @@ def calibrate(truth: NDArray[np.bool_], raw: NDArray[np.float64]) -> tuple[float
             break
     # A score that points the wrong way on unseen runs must not be turned around by them.
     return max(float(weights[0]), 1e-3), float(weights[1])
-
-
-def cautious(threshold: float) -> float:
-    """A threshold half way, in log odds, from one that was best on a few runs to even odds.
-
-    Two or three runs choose a threshold with much luck; calibrated scores say where it should be about.
-    """
-    kept = min(max(threshold, 1e-6), 1.0 - 1e-6)
-    return float(1.0 / (1.0 + np.sqrt((1.0 - kept) / kept)))
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,7 +8,8 @@ trees and distances (`profiling.stages`, `profiling.naming`) in the detector `be
 Rules kept:
 
 - Stages see deviations from the service's profile (`profiling.profile`), trees also where a metric stands.
-- A window whose newest sample is missing altogether is not scored. Missing samples count as "as usual".
+- A window is not scored where its newest sample holds nothing that the profile knows: it is missing altogether, or all
+  that was measured has no profile, and nothing can deviate. Other missing samples count as "as usual".
 - A flag needs evidence: at least one metric measured in the newest sample that stands one robust standard deviation
   or more away from the profile. What is only remembered, or only missing, never becomes a verdict.
 - A resource (CPU, memory) far outside what the service ever used, twice in a row, is flagged on less than the
@@ -31,7 +32,14 @@ from natwork_ray.domain.telemetry import METRICS, N_METRICS, Metric, TelemetryWi
 from natwork_ray.errors import InputError
 from natwork_ray.profiling.features import observe
 from natwork_ray.profiling.model_card import ModelCard
-from natwork_ray.profiling.profile import Floats, ProfileBook, ServiceProfile, check_references, deviations
+from natwork_ray.profiling.profile import (
+    Floats,
+    ProfileBook,
+    ServiceProfile,
+    check_references,
+    deviations,
+    profiled,
+)
 from natwork_ray.profiling.stages import StageOne, StageTwo
 from natwork_ray.profiling.verdicts import MIN_EVIDENCE, Assessment, Scores, reach_verdicts
 
@@ -85,9 +93,10 @@ class TwoStageDetector:
         alike = check_references(references, len(values))
         observed = observe(values[:, -self.window :], references, alike)
         newest = observed.newest
-        scored = np.ones(len(values), dtype=bool)
+        known = profiled(references)
         if observed.missing is not None:
-            scored = np.asarray(~observed.missing[-1].all(axis=1))
+            known = known & ~observed.missing[-1]
+        scored = np.asarray(known.any(axis=1))
         stands_out = scored & (np.abs(observed.deviating[-1]).max(axis=1) >= MIN_EVIDENCE)
         p = np.zeros(len(values), dtype=np.float32)
         if len(values):

@@ -6,8 +6,8 @@ Rules kept:
   profile is learnt from the first normal hour of its lowest run. The rows of that hour are judged and marked, and count
   in no figure.
 - A service without either is judged against the fleet-wide profile, and every one of its rows says so.
-- A row of which nothing was measured has no verdict. A row that lacks a metric, or has one that the profile does not
-  know, has a verdict and says what it rests on.
+- A row of which nothing was measured that the profile knows has no verdict. A row that lacks a metric, or has one that
+  the profile does not know, has a verdict and says what it rests on.
 - Figures count rows that have a label and a verdict. Events: `reproduction.events`.
 
     >>> found = inspect(detector, [Recorded("fd_usersurge.csv", run, has_labels=True)])
@@ -62,8 +62,8 @@ class RowVerdict:
     """One row, 1 being the first.
 
     Attributes:
-        score: stage 1; None where nothing was measured.
-        anomalous: None where nothing was measured: not judged is not normal.
+        score: stage 1; None where nothing was measured that the profile knows.
+        anomalous: None likewise: not judged is not normal.
         alarm: whether an alarm is open by the detector's alarm rule; where it has none, at every anomalous row.
         type: stage 2's name for it; None where it is not anomalous.
         drivers: the metrics that drove it, strongest first.
@@ -156,15 +156,16 @@ class InspectionFigures:
     """Per-row figures over all labelled, judged rows that taught no profile; and events.
 
     `type_accuracy` is the share of rows, rightly flagged and of known type, that were named rightly; None without any.
-    `auc` is None where the rows are of one class only.
+    `auc` is None where the rows are of one class only. `accuracy`, `precision`, `recall` and `f1` are None where no row
+    could be judged.
     """
 
     rows: int
     anomalous: int
-    accuracy: float
-    precision: float
-    recall: float
-    f1: float
+    accuracy: float | None
+    precision: float | None
+    recall: float | None
+    f1: float | None
     auc: float | None
     type_accuracy: float | None
     not_judged: int
@@ -250,16 +251,16 @@ def figures_of(inspected: Sequence[Inspected]) -> InspectionFigures | None:
     score = over([one.judged.score for one in labelled]).astype(np.float64)
     named = over([one.judged.kinds for one in labelled]).astype(np.int8)
     truth = kinds != 0
-    reached = binary_metrics(truth[judged], flagged[judged].astype(np.float64), 0.5)
+    reached = binary_metrics(truth[judged], flagged[judged].astype(np.float64), 0.5) if judged.any() else None
     typed = judged & flagged & (kinds > 0)
     two_classes = bool(truth[judged].any()) and not bool(truth[judged].all())
     return InspectionFigures(
         rows=int(judged.sum()),
         anomalous=int(truth[judged].sum()),
-        accuracy=reached.accuracy,
-        precision=reached.precision,
-        recall=reached.recall,
-        f1=reached.f1,
+        accuracy=None if reached is None else reached.accuracy,
+        precision=None if reached is None else reached.precision,
+        recall=None if reached is None else reached.recall,
+        f1=None if reached is None else reached.f1,
         auc=auc(truth[judged], score[judged]) if two_classes else None,
         type_accuracy=float(np.mean(named[typed] == kinds[typed])) if typed.any() else None,
         not_judged=int((~judged).sum()),

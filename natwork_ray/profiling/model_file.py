@@ -8,8 +8,8 @@ that swaps one file can never mix two versions. The card says which detector it 
 
 and both hold `profiles`, the profiles of services that the detector knows, as JSON bytes.
 
-Loading is strict and bounded: size, names, types, shapes and finiteness are checked, and every tree of a text before
-LightGBM sees it. Anything odd is an `InputError`.
+Loading is strict and bounded: size, checksum (`domain.checksums`), names, types, shapes and finiteness are checked, and
+every tree of a text before LightGBM sees it. Anything odd is an `InputError`.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
+from natwork_ray.domain.checksums import ENTRY, NO_CHECKSUM, verify_checksum, with_checksum, without_checksum
 from natwork_ray.domain.values import decode, encode
 from natwork_ray.errors import InputError
 from natwork_ray.profiling.bounds import MAX_MODEL_BYTES
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
 
 Arrays = Mapping[str, NDArray[np.generic]]
 
-_CARD = "natwork"
 _PROFILES = "profiles"
 _TREES = "trees"
 _NAMING = "naming."
@@ -54,18 +54,19 @@ def dumps(detector: TwoStageDetector) -> bytes:
     arrays = dict(_stages_as_arrays(detector.stage_1, detector.stage_2))
     # Text travels as an array of bytes: a second entry in the metadata would be written in a random order.
     arrays[_PROFILES] = _as_bytes(ProfileBook(profiles=detector.book.profiles).to_json())
-    data: bytes = save(arrays, metadata={_CARD: encode(detector.card).decode()})
-    return data
+    data: bytes = save(arrays, metadata={ENTRY: NO_CHECKSUM + encode(detector.card).decode()})
+    return with_checksum(data)
 
 
 def loads(data: bytes) -> TwoStageDetector:
     """The detector in these bytes.
 
     Raises:
-        InputError: anything but what `dumps` wrote.
+        InputError: anything but what `dumps` wrote, bit for bit.
     """
     if len(data) > MAX_MODEL_BYTES:
         raise InputError(f"model of {len(data)} bytes exceeds {MAX_MODEL_BYTES}", hint=_HINT)
+    verify_checksum(data)
     card = read_card(data)
     try:
         arrays = load(data)
@@ -146,7 +147,7 @@ def _text(array: NDArray[np.generic], name: str) -> str:
 
 
 def read_card(data: bytes) -> ModelCard:
-    """What a model file says of itself, without making a detector of it.
+    """What a model file says of itself, without making a detector of it and without checking its checksum.
 
     Raises:
         InputError: no card, or a damaged one.
@@ -157,12 +158,10 @@ def read_card(data: bytes) -> ModelCard:
         raise InputError("model file is cut off in its header", hint=_HINT)
     try:
         header = json.loads(data[8 : 8 + length])
-        card = header["__metadata__"][_CARD]
+        card = header["__metadata__"][ENTRY]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError("model file has no card", hint=_HINT) from error
-    if not isinstance(card, str):
-        raise InputError("model file's card is not text", hint=_HINT)
-    parsed: ModelCard = decode(ModelCard, card)
+    parsed: ModelCard = decode(ModelCard, without_checksum(card))
     return parsed
 
 

@@ -16,7 +16,8 @@ Beside the metrics one by one, a profile says how they move together (`profiling
 Missing samples (NaN) count as "as usual", deviation 0: they can hide an anomaly, never make one. Three cases are told
 apart, none of them silent:
 
-- the newest sample is missing altogether: the window is not scored and its container is reported as degraded;
+- the newest sample holds nothing that the profile knows: the window is not scored and its container is reported as
+  degraded;
 - a metric was never measured during commissioning: it is left out of the deviations (there is nothing to deviate from);
 - cold start, a service without a profile: the fleet-wide profile (all services pooled, hence wide) stands in and the
   container is reported as degraded. An empty book has no fleet-wide profile either: then nothing is flagged.

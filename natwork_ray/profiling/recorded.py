@@ -6,7 +6,7 @@ only.
 
 What is missing is told apart, never taken for normal:
 
-- nothing was measured in a row: it is not judged at all;
+- nothing was measured in a row, or nothing that the profile knows: it is not judged at all;
 - a metric was not measured in a row: judged by the others, and said so. Latencies of a moment without requests do not
   count as missing: there was nothing to measure.
 
@@ -41,7 +41,7 @@ class JudgedRows:
     Attributes:
         score: float32 (M,), stage 1; 0 where not scored.
         flagged: bool (M,).
-        scored: bool (M,), false where nothing was measured.
+        scored: bool (M,), false where nothing was measured that the profile knows.
         kinds: int8 (M,), index into `STAGE_2_CLASSES`; normal where not flagged.
         missing: bool (M, 12), metrics that should have been measured and were not.
         driven_by: int8 (M, 3), metrics that drove a flag, strongest first; -1 where there are fewer.

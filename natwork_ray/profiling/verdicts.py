@@ -30,7 +30,7 @@ class Scores:
         confidence: float32 (N,), probability of that class; where stage 1 did not flag, its probability of "normal".
         deviations: float32 (N, 12), newest sample against the profile, robust standard deviations; NaN where missing.
         flagged: bool (N,), stage 1 at its threshold, with evidence.
-        scored: bool (N,), false where the newest sample is missing altogether.
+        scored: bool (N,), false where the newest sample holds nothing that the profile knows.
         contributions: float32 (N, 12), how much each metric pushed stage 1 towards "anomalous", in log odds; without
             NaN, and 0 where not flagged.
     """
@@ -47,8 +47,8 @@ class Scores:
 class Assessment(NamedTuple):
     """Verdicts on the flagged containers of a window, and the containers whose silence proves nothing.
 
-    `degraded` names containers that were not scored (newest sample missing) or were scored against the fleet-wide
-    profile because their service has none of its own. The latter may have a verdict as well.
+    `degraded` names containers that were not scored (nothing known in the newest sample) or were scored against the
+    fleet-wide profile because their service has none of its own. The latter may have a verdict as well.
     """
 
     verdicts: tuple[AnomalyVerdict, ...]

@@ -323,3 +323,26 @@ def test_the_published_recordings(data_dir: Path) -> None:
     assert np.nanmin(latency) > 0
     # Latency and throughput are scraped a moment apart, so a handful of rows disagree.
     assert (np.isnan(latency) != (throughput == 0)).mean() < 0.01
+
+
+@pytest.mark.parametrize(
+    ("column", "right", "wrong"),
+    [
+        ("total_disk_read_throughput", "0.004", "4e-12"),
+        ("total_disk_write_throughput", "0.002", "2e-12"),
+        ("rss", "4e8", "0.4"),
+        ("vsize", "3.0e9", "3.0"),
+        ("cpu_usage", "0.5", "5e-10"),
+        ("rx_bytes_per_ns", "0.006", "6e-12"),
+        ("tx_bytes_per_ns", "0.00002", "2e-14"),
+        ("request_throughput", "2.6e-09", "2.6e-18"),
+    ],
+)
+def test_a_part_of_a_file_in_another_unit(write: Write, tmp_path: Path, column: str, right: str, wrong: str) -> None:
+    write("s_normal.csv", [ROW] * 94 + [ROW.replace(right, wrong, 1)] * 6)
+    (file,) = _lenient(tmp_path)
+    assert isinstance(file, UnreadableFile)
+    assert f"s_normal.csv, row 95, column {column}: {float(wrong)!r} cannot be right" in file.error.what
+    write("s_normal.csv", [ROW] * 94 + [ROW.replace(right, "0", 1)] * 6)
+    (file,) = _lenient(tmp_path)
+    assert isinstance(file, RecordedFile)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from pathlib import Path
 
 import numpy as np
@@ -132,3 +133,18 @@ def test_both_ways_say_the_same(tmp_path: Path, rows: list[tuple[str, str]], mis
             assert one == other or (math.isnan(one) and math.isnan(other))
     else:
         assert fast == careful
+
+
+def test_only_regular_files_are_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.csv")
+    (tmp_path / "device.csv").symlink_to("/dev/zero")
+    (tmp_path / "folder.csv").mkdir()
+    for name in ("pipe.csv", "device.csv", "folder.csv"):
+        with pytest.raises(InputError, match=rf"{name}: not a regular file"):
+            read_numbers(tmp_path / name, ("a",), max_rows=9, max_bytes=99)
+
+
+def test_a_byte_order_mark_is_skipped_at_the_start_only(tmp_path: Path) -> None:
+    assert _read(tmp_path / "x.csv", "\ufeffa,b\n1,2\n").tolist() == [[1, 2]]
+    with pytest.raises(InputError, match="row 1, column a"):
+        _read(tmp_path / "x.csv", "a,b\n\ufeff1,2\n")

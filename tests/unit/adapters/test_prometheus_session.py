@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import socket
 import threading
 import time
+import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from natwork_ray.adapters.prometheus import CHANNELS, PrometheusTelemetry
 from natwork_ray.adapters.prometheus_access import checked_url
 from natwork_ray.adapters.prometheus_session import Answer, Channel, RefusedQueryError
 from natwork_ray.config import PrometheusConfig
@@ -143,7 +146,7 @@ def test_a_server_that_comes_back_is_asked_again(serve: Serve) -> None:
 
 
 def _drip(head: bytes, drop: bytes) -> Speak:
-    def speak(connection: socket.socket, _: bytes) -> None:
+    def speak(connection: socket.socket, _request: bytes) -> None:
         connection.sendall(head)
         for _ in range(200):
             connection.sendall(drop)
@@ -294,3 +297,24 @@ def _secure(folder: Path) -> tuple[socket.socket, Path]:
 
     threading.Thread(target=answer, daemon=True).start()
     return listener, authority
+
+
+@pytest.mark.parametrize("lie", [b"", b"no JSON "], ids=["too large", "no JSON"])
+def test_a_server_that_lies_to_every_query_costs_few_bodies(serve: Serve, lie: bytes) -> None:
+    """Errors wait for one another; the answers that they were about do not."""
+    limit = 1_000_000
+    body = lie * (limit // len(lie)) if lie else b" " * (20 * limit)
+    url = serve(says(gzip.compress(body), "200 OK", "Content-Encoding: gzip"))
+    telemetry = PrometheusTelemetry(PrometheusConfig(url=url, max_body_bytes=limit), step_s=10.0)
+    tracemalloc.start()
+    try:
+        with pytest.raises(InputError) as caught:
+            asyncio.run(telemetry.observation(end_s=1_000_000.0, length=4))
+        kept, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+        telemetry.close()
+    assert caught.value.hint
+    assert kept < limit
+    # Per connection: the body, what it grows into, and its text.
+    assert most < 3 * CHANNELS * limit

@@ -158,6 +158,22 @@ def test_a_row_of_nothing_is_not_judged(natwork: Any, recorded: Path, stand_in: 
     assert "1 rows not judged" in natwork("detect", "--data", recorded).err
 
 
+def test_labelled_files_of_which_nothing_was_measured(natwork: Any, recorded: Path, stand_in: None) -> None:
+    for path in recorded.rglob("*.csv"):
+        lines = path.read_text().splitlines()
+        labelled = path.parent.name == "anomaly_data"
+        blank = [("," * 12 + line.rpartition(",")[2]) if labelled else "," * 11 for line in lines[1:]]
+        path.write_text("\n".join([lines[0], *blank]) + "\n")
+    document = _detect(natwork, recorded)
+    assert {row["anomalous"] for row in document["rows"]} == {None}
+    metrics = document["metrics"]
+    assert metrics["rows"] == 0
+    assert [metrics[name] for name in ("accuracy", "precision", "recall", "f1", "auc")] == [None] * 5
+    table = natwork("detect", "--data", recorded)
+    assert (table.code, "nan" in table.out) == (0, False)
+    assert " - " in table.out
+
+
 def test_metrics_that_were_never_measured(natwork: Any, recorded: Path, stand_in: None) -> None:
     for path in recorded.rglob("*.csv"):
         lines = path.read_text().splitlines()

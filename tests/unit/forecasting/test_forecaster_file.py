@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load, save
 
+from natwork_ray.domain.checksums import ENTRY, NO_CHECKSUM, with_checksum, without_checksum
 from natwork_ray.domain.labelled import LabelledRun
 from natwork_ray.domain.telemetry import TelemetryWindow
 from natwork_ray.errors import InputError, PreconditionError
@@ -116,8 +117,9 @@ BOMB = np.frombuffer(zlib.compress(b"0" * (9 * 2**20)), dtype=np.uint8)
 def test_odd_tensors_are_refused(data: bytes, change: Callable[[Tensors], None]) -> None:
     tensors = load(data)
     change(tensors)
-    with pytest.raises(InputError):
-        loads(save(tensors, metadata=metadata(data)))
+    with pytest.raises(InputError) as caught:
+        loads(with_checksum(save(tensors, metadata=metadata(data))))
+    assert "checksum" not in caught.value.what
 
 
 @pytest.mark.parametrize(
@@ -125,16 +127,16 @@ def test_odd_tensors_are_refused(data: bytes, change: Callable[[Tensors], None])
     [{"card": None}, {"card": "{}"}, {"card": 3}, {"maps": None}, {"maps": 3}, {"maps": [1]}, {"maps": ["a", "a"]}],
 )
 def test_odd_cards_are_refused(data: bytes, change: dict[str, object]) -> None:
-    header = {**json.loads(metadata(data)["natwork"]), **change}
+    header = {**json.loads(without_checksum(metadata(data)[ENTRY])), **change}
     found = {k: v for k, v in header.items() if v is not None}
     with pytest.raises(InputError):
-        loads(save(load(data), metadata={"natwork": json.dumps(found)}))
+        loads(with_checksum(save(load(data), metadata={ENTRY: NO_CHECKSUM + json.dumps(found)})))
 
 
 @pytest.mark.parametrize("text", ["[", "[]", "[" * 100_000])
 def test_a_header_that_is_no_card_is_refused(data: bytes, text: str) -> None:
     with pytest.raises(InputError):
-        loads(save(load(data), metadata={"natwork": text}))
+        loads(with_checksum(save(load(data), metadata={ENTRY: NO_CHECKSUM + text})))
 
 
 @pytest.mark.parametrize("odd", [b"", b"\xff" * 8, b"\x02" + b"\0" * 7 + b"{}", b"\0" * 100])
@@ -153,3 +155,18 @@ def test_a_file_too_large_is_refused() -> None:
 def test_a_file_cut_off_is_refused(data: bytes, cut: int) -> None:
     with pytest.raises(InputError):
         loads(data[: len(data) - 1 - cut])
+
+
+@settings(max_examples=200, deadline=None)
+@given(place=st.data(), bit=st.integers(0, 7))
+def test_a_single_flipped_bit_is_refused(data: bytes, place: st.DataObject, bit: int) -> None:
+    broken = bytearray(data)
+    broken[place.draw(st.integers(0, len(data) - 1))] ^= 1 << bit
+    with pytest.raises(InputError):
+        loads(bytes(broken))
+
+
+def test_a_file_without_a_checksum_is_refused(data: bytes) -> None:
+    with pytest.raises(InputError, match="no checksum") as caught:
+        loads(save(load(data), metadata={ENTRY: without_checksum(metadata(data)[ENTRY])}))
+    assert "train it anew" in caught.value.hint

@@ -13,7 +13,7 @@ from natwork_ray.domain.anomaly import STAGE_2_CLASSES, AnomalyKind
 from natwork_ray.domain.labelled import LabelledRun
 from natwork_ray.domain.telemetry import METRICS, Metric
 from natwork_ray.domain.values import Backend
-from natwork_ray.profiling.boosting import MOST_PROFILES, References, calibrate, cautious, features_of_run
+from natwork_ray.profiling.boosting import MOST_PROFILES, References, calibrate, features_of_run
 from natwork_ray.profiling.detector import TwoStageDetector
 from natwork_ray.profiling.model_card import TrainingSettings
 from natwork_ray.profiling.profile import REFERENCE_WIDTH, Floats, unprofiled_fleet
@@ -78,14 +78,6 @@ def test_calibration_stays_finite_and_never_turns_scores_around() -> None:
     assert 1 < slope < 100
     assert abs(intercept) < 10
     assert calibrate(raw < 0, raw)[0] > 0
-
-
-@given(st.floats(0.0, 1.0))
-def test_thresholds_are_drawn_towards_even_odds(threshold: float) -> None:
-    drawn = cautious(threshold)
-    assert min(threshold, 0.5) - 1e-9 <= drawn <= max(threshold, 0.5) + 1e-9
-    assert cautious(1 - threshold) == pytest.approx(1 - drawn, abs=1e-6)
-    assert cautious(0.8) == pytest.approx(2 / 3)
 
 
 def test_the_same_runs_and_seed_give_the_same_trees(runs: Runs) -> None:

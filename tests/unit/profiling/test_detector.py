@@ -227,3 +227,15 @@ def test_verdicts_of_several_containers_keep_their_names(
     verdicts, degraded = reach_verdicts(window, detector.score(window.values, book.references(window.services)))
     assert [v.container for v in verdicts] == ["hot"]
     assert degraded == ("dark",)
+
+
+@pytest.mark.parametrize("which", ["detector", "best"])
+def test_without_any_profile_nothing_is_scored(
+    runs: tuple[LabelledRun, ...], which: str, request: pytest.FixtureRequest
+) -> None:
+    judge: TwoStageDetector = request.getfixturevalue(which)
+    window = _window(runs[0], 80)
+    scores = judge.score(window.values, ProfileBook().references(window.services))
+    assert (scores.scored.tolist(), scores.flagged.tolist(), scores.p_anomalous.tolist()) == ([False], [False], [0.0])
+    found, degraded = reach_verdicts(window, scores)
+    assert (found, degraded) == ((), window.containers)

@@ -45,7 +45,7 @@ def test_a_recording_is_judged_row_by_row_whatever_the_chunks(
         np.testing.assert_allclose(judged.score, whole.p_anomalous, atol=1e-6)
         assert (judged.flagged == whole.flagged).all()
         assert (judged.kinds == whole.kinds).all()
-    for row in np.flatnonzero(judged.flagged):
+    for row in np.flatnonzero(judged.flagged).tolist():
         assert judged.drivers(row)
         assert judged.kind(row) is not None
     assert judged.kind(0) is None
@@ -77,6 +77,7 @@ def test_the_hour_that_teaches_counts_in_no_figure(taught: Detector, make_run: M
     assert figures is not None
     assert (figures.rows, figures.commissioning) == (len(run.kinds) - run.commissioning, run.commissioning)
     assert figures.anomalous == int(run.anomalous.sum())
+    assert figures.f1 is not None
     assert figures.f1 > 0.8
     assert figures.auc is not None
     assert figures.auc > 0.9
@@ -148,3 +149,36 @@ def test_without_labels_there_are_no_figures(taught: Detector, make_run: MakeRun
     figures = figures_of(inspect(taught, [_recorded(healthy)], own_profiles=True))
     assert figures is not None
     assert (figures.auc, figures.type_accuracy, figures.events.events) == (None, None, 0)
+
+
+def test_what_the_profile_knows_nothing_of_is_not_judged(taught: Detector, make_run: MakeRun) -> None:
+    run = make_run("z", "1", 4)
+    blank = run.values.copy()
+    blank[: run.commissioning] = np.nan
+    few = replace(run, commissioning=3)
+    for unknown in (replace(run, values=blank), few):
+        (one,) = inspect(taught, [_recorded(unknown)], own_profiles=True)
+        for row in (0, unknown.commissioning, len(run.kinds) - 1):
+            verdict = one.verdict(row)
+            assert (verdict.anomalous, verdict.score, verdict.type, verdict.alarm) == (None, None, None, False)
+            assert "nothing that the profile knows was measured: not judged" in verdict.degraded
+
+
+def test_a_row_of_metrics_that_the_profile_does_not_know(taught: Detector, make_run: MakeRun) -> None:
+    run = make_run("z", "1", 4)
+    values = run.values.copy()
+    values[: run.commissioning, CPU] = np.nan
+    values[-1, np.arange(len(METRICS)) != CPU] = np.nan
+    (one,) = inspect(taught, [_recorded(replace(run, values=values))], own_profiles=True)
+    assert one.verdict(len(values) - 2).anomalous is not None
+    assert one.verdict(len(values) - 1).anomalous is None
+
+
+def test_labels_without_a_single_judged_row(taught: Detector, make_run: MakeRun) -> None:
+    run = make_run("a", "1", 4)
+    silent = replace(run, values=np.full_like(run.values, np.nan))
+    figures = figures_of(inspect(taught, [_recorded(silent)], own_profiles=True))
+    assert figures is not None
+    assert (figures.rows, figures.not_judged) == (0, len(run.kinds))
+    assert (figures.accuracy, figures.precision, figures.recall, figures.f1, figures.auc) == (None,) * 5
+    assert (figures.events.events, figures.events.found) == (4, 0)

@@ -7,19 +7,20 @@ import json
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load as load_arrays
 from safetensors.numpy import save as save_arrays
 from safetensors.torch import load, save
 
+from natwork_ray.domain.checksums import ENTRY, NO_CHECKSUM, with_checksum
 from natwork_ray.domain.labelled import LabelledRun
 from natwork_ray.domain.values import encode
 from natwork_ray.errors import InputError
 from natwork_ray.profiling.bounds import MAX_MODEL_BYTES
 from natwork_ray.profiling.detector import TwoStageDetector
 from natwork_ray.profiling.model_card import TrainingSettings
-from natwork_ray.profiling.model_file import digest, dumps, loads
+from natwork_ray.profiling.model_file import digest, dumps, loads, read_card
 from natwork_ray.profiling.training import train
 from natwork_ray.profiling.windows import commissioning_book
 
@@ -54,17 +55,41 @@ def test_round_trip(which: str, request: pytest.FixtureRequest, runs: tuple[Labe
 @settings(max_examples=100)
 @given(st.data())
 def test_damaged_files(data: bytes, draw: st.DataObject) -> None:
-    """Flipped, cut off or grown: either still a model in range, or an InputError."""
+    """Flipped, cut off or grown: refused, wherever the damage is."""
     broken = bytearray(data)
     for _ in range(draw.draw(st.integers(1, 4))):
         # Half of the damage goes into the header, where the parsing is.
         place = draw.draw(st.integers(0, 4000) | st.integers(0, len(data) - 1))
         broken[place] ^= draw.draw(st.integers(1, 255))
     cut = draw.draw(st.none() | st.integers(0, len(data)))
-    try:
-        loads(bytes(broken[:cut]) + draw.draw(st.binary(max_size=8)))
-    except InputError:
-        return
+    damaged = bytes(broken[:cut]) + draw.draw(st.binary(max_size=8))
+    assume(damaged != data)
+    with pytest.raises(InputError):
+        loads(damaged)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.sampled_from(["data", "best_data"]), st.data())
+def test_a_single_flipped_bit_is_refused(request: pytest.FixtureRequest, which: str, draw: st.DataObject) -> None:
+    """Also in a weight, where every value is one that training could have given."""
+    data: bytes = request.getfixturevalue(which)
+    broken = bytearray(data)
+    broken[draw.draw(st.integers(0, len(data) - 1))] ^= 1 << draw.draw(st.integers(0, 7))
+    with pytest.raises(InputError):
+        loads(bytes(broken))
+
+
+def test_a_file_without_a_checksum_is_refused(best: TwoStageDetector, best_data: bytes) -> None:
+    with pytest.raises(InputError, match="no checksum") as caught:
+        loads(save_arrays(load_arrays(best_data), metadata={ENTRY: encode(best.card).decode()}))
+    assert "train it anew" in caught.value.hint
+
+
+def test_the_card_is_read_whatever_the_checksum(detector: TwoStageDetector, data: bytes) -> None:
+    assert read_card(data[:-1] + bytes([data[-1] ^ 1])) == detector.card
+    for entry in (encode(detector.card).decode(), "", "sha256:"):
+        with pytest.raises(InputError, match="no checksum"):
+            read_card(save(load(data), metadata={ENTRY: entry}))
 
 
 @settings(max_examples=60, deadline=None)
@@ -75,13 +100,14 @@ def test_damaged_trees_and_arrays(best_data: bytes, draw: st.DataObject) -> None
     for _ in range(draw.draw(st.integers(1, 3))):
         broken[draw.draw(st.integers(0, len(broken) - 1))] ^= draw.draw(st.integers(1, 255))
     try:
-        loads(bytes(broken))
+        # With a checksum that is right again: what lies below it must hold by itself.
+        loads(with_checksum(bytes(broken)))
     except InputError:
         return
 
 
 def test_arrays_that_no_training_gives(best: TwoStageDetector, best_data: bytes) -> None:
-    card = {"natwork": encode(best.card).decode()}
+    card = {ENTRY: NO_CHECKSUM + encode(best.card).decode()}
     for name, array, said in (
         ("trees", None, "missing or unknown"),
         ("trees", np.zeros(4, np.float32), "not bytes"),
@@ -99,7 +125,7 @@ def test_arrays_that_no_training_gives(best: TwoStageDetector, best_data: bytes)
         else:
             arrays[name] = array
         with pytest.raises(InputError, match=said):
-            loads(save_arrays(arrays, metadata=card))
+            loads(with_checksum(save_arrays(arrays, metadata=card)))
 
 
 def test_stage_1_alone_is_not_kept(runs: tuple[LabelledRun, ...]) -> None:
@@ -137,7 +163,7 @@ def test_too_large() -> None:
 
 
 def test_tensors_that_no_training_gives(detector: TwoStageDetector, data: bytes) -> None:
-    card = {"natwork": encode(detector.card).decode()}
+    card = {ENTRY: NO_CHECKSUM + encode(detector.card).decode()}
 
     def altered(name: str, tensor: torch.Tensor | None) -> bytes:
         tensors = load(data)
@@ -145,8 +171,7 @@ def test_tensors_that_no_training_gives(detector: TwoStageDetector, data: bytes)
             del tensors[name]
         else:
             tensors[name] = tensor
-        result: bytes = save(tensors, metadata=card)
-        return result
+        return with_checksum(save(tensors, metadata=card))
 
     for name, tensor, said in (
         ("light.dense2.bias", None, "missing or unknown"),
@@ -174,9 +199,10 @@ def test_tensors_that_no_training_gives(detector: TwoStageDetector, data: bytes)
 def test_cards_out_of_range(detector: TwoStageDetector, data: bytes, old: str, new: str) -> None:
     text = encode(detector.card).decode()
     assert old in text
-    broken = save(load(data), metadata={"natwork": text.replace(old, new, 1)})
-    with pytest.raises(InputError):
+    broken = with_checksum(save(load(data), metadata={ENTRY: NO_CHECKSUM + text.replace(old, new, 1)}))
+    with pytest.raises(InputError) as caught:
         loads(broken)
+    assert "checksum" not in caught.value.what
 
 
 def test_settings_out_of_range() -> None:
